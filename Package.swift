@@ -1,0 +1,52 @@
+// swift-tools-version: 6.2
+import PackageDescription
+
+/// Settings of every Swift target: warnings are errors only in `make check` (so that a newer compiler still builds a release).
+let swift: [SwiftSetting] = [
+    .swiftLanguageMode(.v6),
+    .enableUpcomingFeature("ExistentialAny"),
+    .enableUpcomingFeature("InternalImportsByDefault"),
+]
+
+let package = Package(
+    name: "memdevd",
+    products: [
+        .executable(name: "memdevd", targets: ["memdevd"]),
+        .executable(name: "memdevctl", targets: ["memdevctl"]),
+    ],
+    dependencies: [
+        .package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.2"),
+        .package(url: "https://github.com/apple/swift-log", from: "1.16.2"),
+        .package(url: "https://github.com/jpsim/Yams", from: "6.2.2"),
+    ],
+    targets: [
+        // The engine: no package dependencies, no Foundation. Each target knows only those above it.
+        .target(name: "CVhost", linkerSettings: [.linkedLibrary("uring"), .linkedLibrary("cap")]),
+        .target(name: "Kernel", dependencies: ["CVhost"], swiftSettings: swift),
+        .target(name: "RemoteRAM", dependencies: ["Kernel"], swiftSettings: swift),
+        .target(name: "MemDeviceServer", dependencies: ["RemoteRAM"], swiftSettings: swift),
+
+        // The edges: command line, configuration, control API.
+        .target(name: "ControlAPI", swiftSettings: swift),
+        .target(name: "Settings", dependencies: ["ControlAPI", .product(name: "Yams", package: "Yams")], swiftSettings: swift),
+        .executableTarget(
+            name: "memdevd",
+            dependencies: [
+                "MemDeviceServer", "ControlAPI", "Settings",
+                .product(name: "ArgumentParser", package: "swift-argument-parser"),
+                .product(name: "Logging", package: "swift-log"),
+            ],
+            swiftSettings: swift),
+        .executableTarget(
+            name: "memdevctl",
+            dependencies: ["ControlAPI", .product(name: "ArgumentParser", package: "swift-argument-parser")],
+            swiftSettings: swift),
+
+        // What a VMM links or preloads: C, no Swift runtime. The Makefile builds the shared library; this target lets tests link it.
+        .target(name: "libmemdev", path: "Sources/libmemdev", exclude: ["preload.c"]),
+
+        .testTarget(name: "ControlAPITests", dependencies: ["ControlAPI"], swiftSettings: swift),
+        .testTarget(name: "SettingsTests", dependencies: ["Settings", "ControlAPI"], swiftSettings: swift),
+        .testTarget(name: "MemdevctlTests", dependencies: ["memdevctl", "ControlAPI"], swiftSettings: swift),
+    ]
+)

@@ -1,0 +1,35 @@
+// Unix stream sockets with descriptors: unix(7), cmsg(3).
+#ifndef CVHOST_MESSAGE_H
+#define CVHOST_MESSAGE_H
+
+#include <stdint.h>
+
+#define CVHOST_MESSAGE_FDS_MAX 8
+
+int cvhost_socket(void);
+
+int cvhost_socketpair(int fds[2]);
+
+int cvhost_bind(int fd, const char *path);
+
+int cvhost_connect(int fd, const char *path);
+
+int cvhost_listen(int fd, int backlog);
+
+int cvhost_accept(int fd);
+
+int cvhost_shutdown(int fd);
+
+int cvhost_set_timeouts(int fd, int receive_milliseconds, int send_milliseconds);
+
+int cvhost_peer_credentials(int fd, int32_t *pid, uint32_t *uid, uint32_t *gid);
+
+// sendmsg(2) with descriptors riding on the first byte. flags: MSG_DONTWAIT or 0; never raises SIGPIPE.
+int64_t cvhost_send(int fd, const void *bytes, uint64_t length, const int *fds, unsigned int fd_count, int flags);
+
+// recvmsg(2). Up to CVHOST_MESSAGE_FDS_MAX descriptors land in fds (close-on-exec); *truncated says that more had come (the kernel closed those).
+int64_t cvhost_receive(int fd, void *bytes, uint64_t length, int *fds, unsigned int *fd_count, int *truncated, int flags);
+
+extern const int cvhost_msg_dontwait;
+
+#endif

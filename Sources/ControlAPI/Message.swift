@@ -1,0 +1,74 @@
+/// One line of JSON from `memdevctl` to the control socket. Specified in docs/control.md.
+public struct ControlRequest: Codable, Sendable, Equatable {
+    public enum Command: String, Codable, Sendable, CaseIterable {
+        /// The daemon itself: version, sockets, number of devices.
+        case version
+        /// Every device.
+        case list
+        /// One device (`vm`).
+        case stat
+        /// Change the budget of `vm` to `bytes`.
+        case budget
+        /// Page out everything (or `bytes`) of `vm`.
+        case evict
+        /// Page in everything of `vm`.
+        case load
+        /// Forget a detached (kept) device and its contents.
+        case release
+        /// The counters in Prometheus' text format.
+        case metrics
+    }
+    public var command: Command
+    public var vm: String?
+    public var bytes: UInt64?
+
+    public init(_ command: Command, vm: String? = nil, bytes: UInt64? = nil) {
+        self.command = command
+        self.vm = vm
+        self.bytes = bytes
+    }
+}
+
+/// One line of JSON from the daemon. Zero or more lines with `progress` come before the last one, which has `ok`.
+public struct ControlReply: Codable, Sendable, Equatable {
+    public struct Progress: Codable, Sendable, Equatable {
+        /// Bytes done and to do.
+        public var done: UInt64
+        public var total: UInt64
+        public init(done: UInt64, total: UInt64) {
+            self.done = done
+            self.total = total
+        }
+    }
+    public struct Daemon: Codable, Sendable, Equatable {
+        public var version: String
+        public var pid: Int32
+        public var socket: String
+        public var devices: Int
+        public init(version: String, pid: Int32, socket: String, devices: Int) {
+            self.version = version
+            self.pid = pid
+            self.socket = socket
+            self.devices = devices
+        }
+    }
+    public var ok: Bool?
+    /// One line for a person: what failed, on what, what to try. Only with `ok == false`.
+    public var error: String?
+    public var progress: Progress?
+    public var daemon: Daemon?
+    public var devices: [DeviceStatus]?
+    public var text: String?
+
+    public init(
+        ok: Bool? = nil, error: String? = nil, progress: Progress? = nil, daemon: Daemon? = nil, devices: [DeviceStatus]? = nil,
+        text: String? = nil
+    ) {
+        self.ok = ok
+        self.error = error
+        self.progress = progress
+        self.daemon = daemon
+        self.devices = devices
+        self.text = text
+    }
+}

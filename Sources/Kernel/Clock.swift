@@ -1,0 +1,12 @@
+import Glibc
+internal import CVhost
+
+/// CLOCK_MONOTONIC.
+package enum Clock {
+    @inline(__always)
+    package static func nanoseconds() -> Int64 { cvhost_monotonic_nanoseconds() }
+}
+
+extension Clock {
+    package static func sleep(milliseconds: UInt32) { usleep(milliseconds * 1000) }
+}

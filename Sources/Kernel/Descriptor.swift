@@ -1,0 +1,124 @@
+internal import CVhost
+import Glibc
+
+/// An open file descriptor with one owner, closed when the owner goes.
+package struct Descriptor: ~Copyable, Sendable {
+    /// For system calls while this value is alive; never kept.
+    package let number: Int32
+
+    /// Takes over `number`.
+    package init(owning number: Int32) {
+        precondition(number >= 0)
+        self.number = number
+    }
+
+    deinit { _ = close(number) }
+
+    /// Wraps `fcntl(F_DUPFD_CLOEXEC)`.
+    package borrowing func duplicate() throws(Errno) -> Descriptor {
+        let copy = fcntl(number, F_DUPFD_CLOEXEC, 3)
+        if copy < 0 { throw Errno(errno) }
+        return Descriptor(owning: copy)
+    }
+
+    /// Gives the number away without closing it.
+    package consuming func release() -> Int32 {
+        let number = self.number
+        discard self
+        return number
+    }
+
+    /// Wraps `open(2)`, close-on-exec.
+    package static func open(_ path: String, flags: Int32, mode: UInt32 = 0) throws(Errno) -> Descriptor {
+        Descriptor(owning: try check(path.withCString { unsafe cvhost_open($0, flags, mode) }))
+    }
+
+    /// The flag of `open(2)` that keeps a file's data out of the page cache.
+    package static var direct: Int32 { cvhost_o_direct }
+
+    /// What `/proc/self/fd/N` points at, e.g. `anon_inode:[userfaultfd]` or `/proc/42/pagemap`.
+    package borrowing func linkTarget() throws(Errno) -> String {
+        let path = "/proc/self/fd/\(number)"
+        let count = 512
+        let (text, result): (String, Int) = withUnsafeTemporaryAllocation(of: CChar.self, capacity: count) { buffer in
+            let length = unsafe readlink(path, buffer.baseAddress!, count - 1)
+            if length < 0 { return ("", -1) }
+            unsafe buffer[length] = 0
+            return (unsafe String(cString: buffer.baseAddress!), length)
+        }
+        if result < 0 { throw Errno(errno) }
+        return text
+    }
+
+    /// The text of `/proc/self/fdinfo/N`.
+    package borrowing func information() throws(Errno) -> String {
+        let file = try Descriptor.open("/proc/self/fdinfo/\(number)", flags: O_RDONLY)
+        let size = 4096
+        let (text, result): (String, Int64) = withUnsafeTemporaryAllocation(of: UInt8.self, capacity: size) { buffer in
+            let n = unsafe cvhost_read(file.number, buffer.baseAddress!, UInt64(size))
+            if n < 0 { return ("", n) }
+            return (unsafe String(decoding: UnsafeBufferPointer(rebasing: buffer[..<Int(n)]), as: UTF8.self), n)
+        }
+        _ = try check(result)
+        return text
+    }
+
+    package struct Status: Sendable {
+        package var bytes: Int64
+        /// What it takes up on its disk or in memory.
+        package var occupiedBytes: UInt64
+        package var mode: UInt32
+    }
+
+    /// Wraps `fstat(2)`.
+    package borrowing func status() throws(Errno) -> Status {
+        var bytes: Int64 = 0
+        var blocks: Int64 = 0
+        var mode: UInt32 = 0
+        _ = try check(unsafe cvhost_fstat(number, &bytes, &blocks, &mode))
+        return Status(bytes: bytes, occupiedBytes: UInt64(max(0, blocks)) * 512, mode: mode)
+    }
+
+    /// Wraps `pread(2)`. Returns the number of bytes read, fewer only at the end of the file.
+    package borrowing func read(into buffer: UnsafeMutableRawBufferPointer, at offset: UInt64) throws(Errno) -> Int {
+        var done = 0
+        while done < buffer.count {
+            let n = try check(
+                unsafe cvhost_pread(number, buffer.baseAddress! + done, UInt64(buffer.count - done), Int64(offset) + Int64(done)))
+            if n == 0 { break }
+            done += Int(n)
+        }
+        return done
+    }
+
+    /// Wraps `pwrite(2)`; all of it or an error.
+    package borrowing func write(_ buffer: UnsafeRawBufferPointer, at offset: UInt64) throws(Errno) {
+        var done = 0
+        while done < buffer.count {
+            done += Int(
+                try check(
+                    unsafe cvhost_pwrite(number, buffer.baseAddress! + done, UInt64(buffer.count - done), Int64(offset) + Int64(done))))
+        }
+    }
+
+    /// Frees the blocks of a range; it reads as zeros afterwards. Wraps `fallocate(FALLOC_FL_PUNCH_HOLE)`.
+    package borrowing func punchHole(at offset: UInt64, length: UInt64) throws(Errno) {
+        _ = try check(cvhost_punch_hole(number, Int64(offset), Int64(length)))
+    }
+
+    /// Reserves blocks for a range. Wraps `fallocate(0)`.
+    package borrowing func allocate(at offset: UInt64, length: UInt64) throws(Errno) {
+        _ = try check(cvhost_allocate(number, Int64(offset), Int64(length)))
+    }
+
+    /// Wraps `ftruncate(2)`.
+    package borrowing func setSize(_ bytes: UInt64) throws(Errno) {
+        if ftruncate(number, off_t(bytes)) != 0 { throw Errno(errno) }
+    }
+
+    /// Whether the whole range holds data, that is has no hole. Wraps `lseek(SEEK_DATA, SEEK_HOLE)`.
+    package borrowing func isAllData(at offset: UInt64, length: UInt64) -> Bool {
+        guard cvhost_seek_data(number, Int64(offset)) == Int64(offset) else { return false }
+        return cvhost_seek_hole(number, Int64(offset)) >= Int64(offset + length)
+    }
+}

@@ -1,0 +1,121 @@
+internal import CVhost
+import Glibc
+
+/// A Unix stream socket that carries descriptors.
+/// Concurrency: one thread receives; any may send (each send is one system call for a message that fits the socket buffer).
+package struct MessageSocket: ~Copyable, Sendable {
+    package let descriptor: Descriptor
+
+    package struct Peer: Sendable, Equatable {
+        package var pid: Int32
+        package var uid: UInt32
+        package var gid: UInt32
+    }
+
+    package static var descriptorsMax: Int { Int(CVHOST_MESSAGE_FDS_MAX) }
+    /// Longest path of a Unix socket, in bytes.
+    package static var pathBytesMax: Int { 107 }
+
+    package init(_ descriptor: consuming Descriptor) { self.descriptor = descriptor }
+
+    /// Binds and listens. `ENAMETOOLONG` for a path over `pathBytesMax`. Wraps `bind(2)`, `listen(2)`.
+    package static func listen(path: String) throws(Errno) -> MessageSocket {
+        let socket = Descriptor(owning: try check(cvhost_socket()))
+        _ = try check(path.withCString { unsafe cvhost_bind(socket.number, $0) })
+        _ = try check(cvhost_listen(socket.number, 64))
+        return MessageSocket(socket)
+    }
+
+    package static func connect(path: String) throws(Errno) -> MessageSocket {
+        let socket = Descriptor(owning: try check(cvhost_socket()))
+        _ = try check(path.withCString { unsafe cvhost_connect(socket.number, $0) })
+        return MessageSocket(socket)
+    }
+
+    package struct Pair: ~Copyable {
+        package var first: Descriptor
+        package var second: Descriptor
+    }
+
+    /// Two connected ends. Wraps `socketpair(2)`.
+    package static func pair() throws(Errno) -> Pair {
+        var ends: [Int32] = [0, 0]
+        _ = try check(unsafe cvhost_socketpair(&ends))
+        return Pair(first: Descriptor(owning: ends[0]), second: Descriptor(owning: ends[1]))
+    }
+
+    /// Waits for a connection. Wraps `accept4(2)`.
+    package borrowing func accept() throws(Errno) -> MessageSocket {
+        MessageSocket(Descriptor(owning: try check(cvhost_accept(descriptor.number))))
+    }
+
+    /// Wraps `getsockopt(SO_PEERCRED)`.
+    package borrowing func peer() throws(Errno) -> Peer {
+        var peer = Peer(pid: 0, uid: 0, gid: 0)
+        _ = try check(unsafe cvhost_peer_credentials(descriptor.number, &peer.pid, &peer.uid, &peer.gid))
+        return peer
+    }
+
+    /// A receive or send that takes longer fails with EAGAIN; 0 = never.
+    package borrowing func setTimeouts(receiveMilliseconds: Int32, sendMilliseconds: Int32) throws(Errno) {
+        _ = try check(cvhost_set_timeouts(descriptor.number, receiveMilliseconds, sendMilliseconds))
+    }
+
+    /// Ends the connection for both directions; a thread that waits in `receive` returns. Wraps `shutdown(2)`.
+    package borrowing func shutDown() { _ = cvhost_shutdown(descriptor.number) }
+
+    /// Sends all bytes, the descriptors with the first of them. Wraps `sendmsg(2)`, no SIGPIPE.
+    package borrowing func send(_ bytes: [UInt8], descriptors: [Int32] = [], dontWait: Bool = false) throws(Errno) {
+        var done = 0
+        while done < bytes.count {
+            let n = unsafe bytes.withUnsafeBytes { buffer in
+                unsafe cvhost_send(
+                    descriptor.number, buffer.baseAddress! + done, UInt64(buffer.count - done), descriptors,
+                    done == 0 ? UInt32(descriptors.count) : 0, dontWait ? cvhost_msg_dontwait : 0)
+            }
+            done += Int(try check(n))
+        }
+    }
+
+    /// Receives exactly `count` bytes, adding the descriptors that came with them to `descriptors`. False at an end of stream before the first
+    /// byte; `EPROTO` at an end in the middle or when more than `descriptorsMax` descriptors came. Wraps `recvmsg(2)`.
+    package borrowing func receive(_ count: Int, into bytes: inout [UInt8], descriptors: inout DescriptorList) throws(Errno) -> Bool {
+        bytes = [UInt8](repeating: 0, count: count)
+        var done = 0
+        while done < count {
+            var numbers = [Int32](repeating: -1, count: Self.descriptorsMax)
+            var received: UInt32 = 0
+            var truncated: Int32 = 0
+            let n = unsafe bytes.withUnsafeMutableBytes { buffer in
+                unsafe cvhost_receive(
+                    descriptor.number, buffer.baseAddress! + done, UInt64(count - done), &numbers, &received, &truncated, 0)
+            }
+            for number in numbers.prefix(Int(received)) { descriptors.append(Descriptor(owning: number)) }
+            if truncated != 0 || descriptors.count > Self.descriptorsMax { throw .protocolError }
+            if try check(n) == 0 {
+                if done == 0 { return false }
+                throw .protocolError
+            }
+            done += Int(n)
+        }
+        return true
+    }
+}
+
+/// The descriptors that came with a message; closed when dropped.
+package struct DescriptorList: ~Copyable {
+    private var numbers: [Int32] = []
+
+    package init() {}
+
+    deinit { for number in numbers { _ = close(number) } }
+
+    package var count: Int { numbers.count }
+
+    package mutating func append(_ descriptor: consuming Descriptor) { numbers.append(descriptor.release()) }
+
+    /// Takes the first one out; nil when empty.
+    package mutating func takeFirst() -> Descriptor? {
+        numbers.isEmpty ? nil : Descriptor(owning: numbers.removeFirst())
+    }
+}

@@ -1,0 +1,44 @@
+internal import CVhost
+import Glibc
+
+/// A thread of ours: named, signals blocked, joined by its owner.
+/// Concurrency: `join` may be called from any other thread, once.
+package final class Thread: @unchecked Sendable {
+    private let handle: pthread_t
+
+    private final class Start {
+        let name: String
+        let body: @Sendable () -> Void
+        init(name: String, body: @escaping @Sendable () -> Void) {
+            self.name = name
+            self.body = body
+        }
+    }
+
+    /// Starts at once. `name`: at most 15 bytes are shown. Wraps `pthread_create(3)`.
+    package init(name: String, _ body: @escaping @Sendable () -> Void) throws(Errno) {
+        let start = Unmanaged.passRetained(Start(name: name, body: body))
+        var handle = pthread_t()
+        let result = unsafe pthread_create(&handle, nil, { raw in
+            let start = unsafe Unmanaged<Start>.fromOpaque(raw!).takeRetainedValue()
+            _ = cvhost_block_signals()
+            _ = String(start.name.prefix(15)).withCString { unsafe cvhost_set_thread_name($0) }
+            start.body()
+            return nil
+        }, start.toOpaque())
+        guard result == 0 else {
+            start.release()
+            throw Errno(result)
+        }
+        self.handle = handle
+    }
+
+    package func join() { pthread_join(handle, nil) }
+
+    /// Runs the calling thread on one CPU only. Wraps `sched_setaffinity(2)`.
+    package static func pinCurrent(toCPU cpu: Int) throws(Errno) { _ = try check(cvhost_pin_thread(Int32(cpu))) }
+
+    /// A hint inside a spin loop.
+    @inline(__always)
+    package static func relax() { cvhost_relax() }
+}

@@ -1,0 +1,181 @@
+import Kernel
+package import RemoteRAM
+import Synchronization
+
+/// Every memory device of this daemon, by vm-id.
+/// Concurrency: any thread; nothing slow happens under the lock except making a device.
+package final class DeviceRegistry: Sendable {
+    package struct Limits: Sendable {
+        package var devicesMax = 64
+        package var deviceBytesMax: UInt64 = 16 << 40
+        /// DRAM for the budgets of all devices together; nil: no limit.
+        package var budgetBytesMax: UInt64?
+        package init() {}
+    }
+
+    /// What the configuration says of a vm-id.
+    package struct Configured: Sendable {
+        package var bytes: UInt64?
+        package var keep: Bool
+        package init(bytes: UInt64?, keep: Bool) {
+            self.bytes = bytes
+            self.keep = keep
+        }
+    }
+
+    /// What is known of a vm-id beyond its device.
+    package struct Entry: Sendable {
+        package let device: MemoryDevice
+        package var keep: Bool
+        /// Process of the VMM that is attached; nil when the device is kept without one.
+        package var attachedPID: Int32?
+        package var regions: [Request.Region] = []
+        package var channel: BackendChannel?
+    }
+
+    private struct State {
+        var entries: [String: Entry] = [:]
+        /// Budgets set before their VM attached, in pages.
+        var budgets: [String: UInt64] = [:]
+    }
+
+    private let state = Mutex(State())
+    private let limits: Limits
+    private let settings: @Sendable (_ vm: String, _ bytes: UInt64) -> DeviceSettings
+    private let configured: @Sendable (_ vm: String) -> Configured
+    private let onEvent: @Sendable (_ vm: String, DeviceEvent) -> Void
+    private static let rememberedBudgetsMax = 1024
+
+    package init(
+        limits: Limits, settings: @escaping @Sendable (_ vm: String, _ bytes: UInt64) -> DeviceSettings,
+        configured: @escaping @Sendable (_ vm: String) -> Configured, onEvent: @escaping @Sendable (_ vm: String, DeviceEvent) -> Void
+    ) {
+        self.limits = limits
+        self.settings = settings
+        self.configured = configured
+        self.onEvent = onEvent
+    }
+
+    package subscript(vm: String) -> Entry? { state.withLock { $0.entries[vm] } }
+
+    package var all: [Entry] { state.withLock { $0.entries.values.sorted { $0.device.name < $1.device.name } } }
+
+    /// Makes a device for a VMM, or finds the kept one. `bytes` 0: as kept or configured.
+    package func attach(vm: String, bytes: UInt64, keep: Bool, pid: Int32) throws(Refusal) -> (device: MemoryDevice, restored: Bool) {
+        var refusal: Refusal?
+        let keep = keep || configured(vm).keep
+        let result = state.withLock { state -> (MemoryDevice, Bool)? in
+            do throws(Refusal) {
+                return try attach(vm: vm, bytes: bytes, keep: keep, pid: pid, &state)
+            } catch {
+                refusal = error
+                return nil
+            }
+        }
+        if let refusal { throw refusal }
+        return result!
+    }
+
+    private func attach(vm: String, bytes: UInt64, keep: Bool, pid: Int32, _ state: inout State) throws(Refusal) -> (MemoryDevice, Bool) {
+        if let entry = state.entries[vm] {
+            if let other = entry.attachedPID { throw .meaning(.busy, "VM \(vm) is in use by process \(other)") }
+            let size = entry.device.pageCount << pageShift
+            guard bytes == 0 || bytes == size else {
+                throw .meaning(.exists, "VM \(vm) is kept with \(size) bytes, \(bytes) were asked for; 'memdevctl release \(vm)' forgets it")
+            }
+            state.entries[vm]!.attachedPID = pid
+            state.entries[vm]!.keep = keep
+            return (entry.device, true)
+        }
+        let bytes = try size(vm: vm, asked: bytes)
+        guard state.entries.count < limits.devicesMax else {
+            throw .meaning(.noSpace, "\(state.entries.count) devices exist, devices-max allows \(limits.devicesMax)")
+        }
+        var settings = settings(vm, bytes)
+        if let pages = state.budgets[vm] { settings.budgetPages = pages }
+        try checkRoom(for: min(settings.budgetPages ?? .max, bytes >> pageShift), vm: vm, state)
+        let onEvent = onEvent
+        do throws(MemoryDevice.Failure) {
+            let device = try MemoryDevice(name: vm, pageCount: bytes >> pageShift, settings: settings) { [weak self] event in
+                if case .poisoned(let page, let error) = event { self?[vm]?.channel?.sendPoisoned(PageRange(page, page + 1), errno: error) }
+                onEvent(vm, event)
+            }
+            state.entries[vm] = Entry(device: device, keep: keep, attachedPID: pid)
+            return (device, false)
+        } catch {
+            throw .meaning(.noMemory, "VM \(vm): \(error)")
+        }
+    }
+
+    private func size(vm: String, asked: UInt64) throws(Refusal) -> UInt64 {
+        guard let bytes = asked != 0 ? asked : configured(vm).bytes else {
+            throw .meaning(.noEntry, "no device of VM \(vm) exists and none is configured; say its size")
+        }
+        guard bytes & 4095 == 0 else { throw .meaning(.invalid, "size \(bytes) is no multiple of 4096") }
+        guard bytes <= limits.deviceBytesMax else {
+            throw .meaning(.noSpace, "size \(bytes) is over device-size-max, \(limits.deviceBytesMax)")
+        }
+        return bytes
+    }
+
+    /// Refuses a budget that does not fit with the others.
+    private func checkRoom(for pages: UInt64, vm: String, _ state: State) throws(Refusal) {
+        guard let max = limits.budgetBytesMax else { return }
+        let others = state.entries.values.reduce(UInt64(0)) { $1.device.name == vm ? $0 : $0 + $1.device.budget } << pageShift
+        guard others + pages << pageShift <= max else {
+            throw .meaning(.noSpace, "a budget of \(pages << pageShift) bytes for VM \(vm) does not fit: the others have \(others), memory-max is \(max)")
+        }
+    }
+
+    /// Changes what is known of an attached VM.
+    package func update(vm: String, _ change: (inout Entry) -> Void) {
+        state.withLock { state in
+            guard var entry = state.entries[vm] else { return }
+            change(&entry)
+            state.entries[vm] = entry
+        }
+    }
+
+    /// The VMM is gone (its device has been stopped): forgets the device unless it is kept.
+    package func detached(vm: String) {
+        // The device is dropped outside of the lock: freeing its memory takes time.
+        let dropped = state.withLock { state -> Entry? in
+            guard let entry = state.entries[vm] else { return nil }
+            if entry.keep {
+                state.entries[vm]!.attachedPID = nil
+                state.entries[vm]!.channel = nil
+                return nil
+            }
+            state.entries[vm] = nil
+            return entry
+        }
+        _ = dropped
+    }
+
+    /// Forgets a kept device and its contents. False when there is none without a VMM.
+    package func release(vm: String) -> Bool {
+        let dropped = state.withLock { state -> Entry? in
+            guard let entry = state.entries[vm], entry.attachedPID == nil else { return nil }
+            state.entries[vm] = nil
+            return entry
+        }
+        return dropped != nil
+    }
+
+    /// Sets the budget of a VM, attached or not. Returns the pages that apply; refuses what does not fit `budgetBytesMax`.
+    package func setBudget(vm: String, pages: UInt64) throws(Refusal) -> UInt64 {
+        var refusal: Refusal?
+        let device = state.withLock { state -> MemoryDevice? in
+            do throws(Refusal) {
+                try checkRoom(for: pages, vm: vm, state)
+            } catch {
+                refusal = error
+                return nil
+            }
+            if state.budgets.count < Self.rememberedBudgetsMax || state.budgets[vm] != nil { state.budgets[vm] = pages }
+            return state.entries[vm]?.device
+        }
+        if let refusal { throw refusal }
+        return device?.setBudget(pages: pages) ?? pages
+    }
+}

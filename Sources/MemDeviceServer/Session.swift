@@ -1,0 +1,289 @@
+package import Kernel
+import RemoteRAM
+import Glibc
+
+/// One VMM's connection: from GET_FEATURES to the end of its process.
+///
+///      new ──SET_FEATURES──▶ negotiated ──ATTACH──▶ attached ──SET_MAPPER──▶ mapped ──START──▶ started ──DETACH──▶ detached
+///
+/// Concurrency: everything happens on the connection's own thread.
+package final class Session {
+    private enum Stage: Int, Comparable {
+        case new, negotiated, attached, mapped, started, detached
+        static func < (a: Stage, b: Stage) -> Bool { a.rawValue < b.rawValue }
+    }
+
+    private let socket: MessageSocket
+    private let peer: MessageSocket.Peer
+    private let registry: DeviceRegistry
+    private let log: @Sendable (ServerEvent) -> Void
+    private let isStopping: @Sendable () -> Bool
+    private var stage = Stage.new
+    private var vm: String?
+    private var device: MemoryDevice?
+    private var regions: [Request.Region] = []
+    private var mapper: Mapper?
+    private var discards: DiscardRing?
+
+    /// A peer that stays silent in the middle of its hand-shake, or does not take a reply, is not waited for longer.
+    private static let handshakeMilliseconds: Int32 = 30_000
+    private static let sendMilliseconds: Int32 = 5_000
+
+    package init(
+        socket: consuming MessageSocket, peer: MessageSocket.Peer, registry: DeviceRegistry, log: @escaping @Sendable (ServerEvent) -> Void,
+        isStopping: @escaping @Sendable () -> Bool
+    ) {
+        self.socket = socket
+        self.peer = peer
+        self.registry = registry
+        self.log = log
+        self.isStopping = isStopping
+    }
+
+    /// Serves the connection; returns when it is over and its device is released.
+    package func run() {
+        do throws(Errno) {
+            try socket.setTimeouts(receiveMilliseconds: Self.handshakeMilliseconds, sendMilliseconds: Self.sendMilliseconds)
+            while try serveOne() {}
+        } catch {
+            if !isStopping() { log(.connectionFailed(peer, vm: vm, error)) }
+        }
+        end()
+    }
+
+    /// False at the end of the connection.
+    private func serveOne() throws(Errno) -> Bool {
+        var descriptors = DescriptorList()
+        var bytes: [UInt8] = []
+        guard try socket.receive(Header.bytes, into: &bytes, descriptors: &descriptors) else { return false }
+        let header: Header
+        do throws(Refusal) {
+            header = try Header(decoding: bytes)
+        } catch {
+            log(.refused(peer, vm: vm, request: "header", error))
+            try refuse(Header(request: 1, size: 0), error)
+            return false
+        }
+        if header.size > 0 {
+            guard try socket.receive(header.size, into: &bytes, descriptors: &descriptors) else { throw .protocolError }
+        } else {
+            bytes = []
+        }
+        do throws(Refusal) {
+            let reply = try handle(header, bytes, &descriptors)
+            if let reply { try send(reply) }
+            return stage != .detached
+        } catch {
+            if let failure = sendFailure { throw failure }
+            log(.refused(peer, vm: vm, request: Request.Code(rawValue: header.request)?.name ?? "\(header.request)", error))
+            try refuse(header, error)
+            return !error.closes
+        }
+    }
+
+    // MARK: Replies
+
+    private struct Reply {
+        var request: UInt32
+        var payload: [UInt8]
+        /// Stays open in its owner's hands.
+        var descriptor: Int32?
+    }
+
+    private var sendFailure: Errno?
+
+    private func send(_ reply: Reply) throws(Refusal) {
+        let bytes = Header(request: reply.request, isReply: true, size: reply.payload.count).encoded() + reply.payload
+        do throws(Errno) {
+            try socket.send(bytes, descriptors: reply.descriptor.map { [$0] } ?? [])
+        } catch {
+            sendFailure = error
+            throw .form("reply not taken")
+        }
+    }
+
+    private func refuse(_ header: Header, _ refusal: Refusal) throws(Errno) {
+        var writer = WireWriter()
+        let text = Array(refusal.text.utf8.prefix(1024))
+        writer.u32(UInt32(refusal.errno.code))
+        writer.u32(UInt32(text.count))
+        writer.raw(text)
+        let bytes = Header(request: header.request, isReply: true, isError: true, size: writer.bytes.count).encoded() + writer.bytes
+        try socket.send(bytes)
+    }
+
+    private func acknowledge(_ code: Request.Code, _ header: Header, value: UInt64 = 0) -> Reply? {
+        guard code.alwaysReplies || header.needsReply else { return nil }
+        var writer = WireWriter()
+        writer.u64(value)
+        return Reply(request: code.rawValue, payload: writer.bytes, descriptor: nil)
+    }
+
+    // MARK: Requests
+
+    private func handle(_ header: Header, _ payload: [UInt8], _ descriptors: inout DescriptorList) throws(Refusal) -> Reply? {
+        guard !header.isReply else { throw .form("a reply where a request is expected") }
+        guard let code = Request.Code(rawValue: header.request) else { throw .form("unknown request \(header.request)") }
+        let request = try Request(code, payload: payload, descriptorCount: descriptors.count)
+        switch request {
+        case .getFeatures:
+            return acknowledge(code, header, value: Features.offered.rawValue)
+        case .setFeatures(let chosen):
+            try require(code, .new)
+            let unknown = chosen & ~Features.offered.rawValue
+            guard unknown == 0 else { throw .form("SET_FEATURES chooses 0x\(String(unknown, radix: 16)), which was not offered") }
+            stage = .negotiated
+        case .getUserfaultfdDevice:
+            try require(code, .negotiated, .attached)
+            return try userfaultfdDevice(code)
+        case .attach(let vm, let bytes, let keep):
+            try require(code, .negotiated)
+            return try attach(vm: vm, bytes: bytes, keep: keep)
+        case .addRegion(let region):
+            try require(code, .attached)
+            regions = try MapperChecks.adding(region, to: regions, pageCount: device!.pageCount)
+            let regions = regions
+            registry.update(vm: vm!) { $0.regions = regions }
+        case .setMapper(let userModeOnly, let noDMA, let mappings, let pinned):
+            try require(code, .attached)
+            try setMapper(userModeOnly: userModeOnly, noDMA: noDMA, mappings: mappings, pinned: pinned, &descriptors)
+        case .setBackendChannel:
+            try require(code, .attached, .mapped)
+            let channel = BackendChannel(descriptors.takeFirst()!)
+            registry.update(vm: vm!) { $0.channel = channel }
+        case .setDiscardRing(let entries):
+            try require(code, .attached, .mapped)
+            try setDiscardRing(entries: entries, &descriptors)
+        case .start:
+            try require(code, .mapped)
+            try start()
+        case .discard(let extents):
+            try require(code, .started)
+            device!.discard(try ranges(extents, "DISCARD"))
+        case .pin(let extents):
+            try require(code, .started)
+            for range in try ranges(extents, "PIN") where !device!.pin(range) {
+                throw .meaning(.noMemory, "the budget of VM \(vm!) has no room to pin \(range.bytes) bytes; raise it with 'memdevctl budget \(vm!) SIZE'")
+            }
+        case .unpin(let extents):
+            try require(code, .started)
+            for range in try ranges(extents, "UNPIN") { device!.unpin(range) }
+        case .detach(let mode):
+            try require(code, .started)
+            try detach(mode)
+        }
+        return acknowledge(code, header)
+    }
+
+    private func require(_ code: Request.Code, _ stages: Stage...) throws(Refusal) {
+        guard stages.contains(stage) else { throw .form("\(code.name) is not allowed now (\(stage))") }
+    }
+
+    private func ranges(_ extents: [Request.Extent], _ what: String) throws(Refusal) -> [PageRange] {
+        var result: [PageRange] = []
+        for extent in extents { result.append(try MapperChecks.range(extent, pageCount: device!.pageCount, what: what)) }
+        return result
+    }
+
+    private func userfaultfdDevice(_ code: Request.Code) throws(Refusal) -> Reply? {
+        let device: Descriptor
+        do throws(Errno) {
+            device = try Descriptor.open("/dev/userfaultfd", flags: O_RDWR)
+        } catch {
+            throw .meaning(error, "memdevd cannot open /dev/userfaultfd: \(error); run memdevd as root or give it access to the device")
+        }
+        var writer = WireWriter()
+        writer.u64(0)
+        try send(Reply(request: code.rawValue, payload: writer.bytes, descriptor: device.number))
+        return nil
+    }
+
+    private func attach(vm: String, bytes: UInt64, keep: Bool) throws(Refusal) -> Reply {
+        let (device, restored) = try registry.attach(vm: vm, bytes: bytes, keep: keep, pid: peer.pid)
+        self.vm = vm
+        self.device = device
+        stage = .attached
+        log(.attached(peer, vm: vm, bytes: device.pageCount << pageShift, restored: restored))
+        var writer = WireWriter()
+        writer.u64(device.pageCount << pageShift)
+        writer.u32(restored ? 1 : 0)
+        writer.u32(0)
+        return Reply(request: Request.Code.attach.rawValue, payload: writer.bytes, descriptor: device.memfd.number)
+    }
+
+    private func setMapper(
+        userModeOnly: Bool, noDMA: Bool, mappings: [Request.Mapping], pinned: [Request.Extent], _ descriptors: inout DescriptorList
+    ) throws(Refusal) {
+        guard !userModeOnly else {
+            throw .meaning(
+                .notSupported,
+                "a userfaultfd made with UFFD_USER_MODE_ONLY makes the VMM's own system calls on guest memory fail (guest disk I/O errors); use GET_USERFAULTFD_DEVICE")
+        }
+        let userfault = descriptors.takeFirst()!
+        let pagemap = descriptors.takeFirst()!
+        try MapperChecks.userfaultfd(userfault)
+        try MapperChecks.pagemap(pagemap, of: peer.pid)
+        let placements = try MapperChecks.placements(mappings, pageCount: device!.pageCount)
+        let pinnedRanges = try ranges(pinned, "pinned range")
+        mapper = Mapper(
+            userfault: Userfault(userfault), pagemap: Pagemap(pagemap), pid: peer.pid, noDMA: noDMA, placements: placements)
+        device!.declarePinned(pinnedRanges)
+        stage = .mapped
+    }
+
+    private func setDiscardRing(entries: UInt32, _ descriptors: inout DescriptorList) throws(Refusal) {
+        let memory = descriptors.takeFirst()!
+        let kick = descriptors.takeFirst()!
+        try MapperChecks.eventfd(kick)
+        do throws(Errno) {
+            discards = try DiscardRing(memory: memory, kick: kick, entries: entries)
+        } catch {
+            throw .meaning(
+                error, "discard ring of \(entries) entries: needs a memfd of at least 128 + 16 × entries bytes, sealed with F_SEAL_SHRINK, and a power of two from 16 to 65,536")
+        }
+    }
+
+    private func start() throws(Refusal) {
+        do throws(MemoryDevice.Failure) {
+            try device!.start(mapper: mapper!, discards: discards)
+        } catch {
+            throw .meaning(.noMemory, "VM \(vm!): \(error)")
+        }
+        stage = .started
+        // From now on the VMM may be silent for months.
+        try? socket.setTimeouts(receiveMilliseconds: 0, sendMilliseconds: Self.sendMilliseconds)
+        log(.started(peer, vm: vm!))
+    }
+
+    // MARK: The end
+
+    private func detach(_ mode: Request.DetachMode) throws(Refusal) {
+        switch mode {
+        case .release:
+            break
+        case .resident:
+            guard device!.releaseMapper(keepGoing: { !isStopping() }) else {
+                throw .meaning(.noMemory, "not every page of VM \(vm!) could be made resident (see the daemon's log); paging goes on")
+            }
+        }
+        device!.stop()
+        registry.update(vm: vm!) { $0.keep = $0.keep && mode == .release }
+        stage = .detached
+    }
+
+    /// The connection is over. As long as the VMM's process lives its faults are served.
+    private func end() {
+        guard let vm, let device else { return }
+        if stage == .started {
+            if !device.mapperIsGone { log(.orphaned(peer, vm: vm)) }
+            while !device.mapperIsGone {
+                if isStopping() { return }
+                usleep(20_000)
+            }
+            device.stop()
+        }
+        mapper = nil
+        registry.detached(vm: vm)
+        log(.released(peer, vm: vm))
+    }
+}

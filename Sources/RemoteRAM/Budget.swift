@@ -1,0 +1,21 @@
+/// How much DRAM a device may hold, and when reclaim starts and stops, in pages. Pure.
+package struct Budget: Equatable, Sendable {
+    /// Never exceeded by a fault, except when paging out is impossible (disk full).
+    package let limit: Int64
+    /// Reclaim starts above this…
+    package let high: Int64
+    /// …and stops at this.
+    package let low: Int64
+
+    /// The smallest budget: one system call of the VMM may need this many pages at once.
+    package static let pagesMin: UInt64 = 1024
+
+    /// `pages` is raised to `pagesMin` and cut to the device's size by the caller. The distance between the marks is 1/64 of the budget, between
+    /// 128 pages and 4096 (16 MiB): enough for a few batches, little enough not to waste DRAM.
+    package init(pages: UInt64) {
+        limit = Int64(clamping: pages)
+        let step = min(4096, max(128, limit / 64))
+        high = max(0, limit - step)
+        low = max(0, limit - 2 * step)
+    }
+}

@@ -1,0 +1,33 @@
+package import Synchronization
+
+/// What a device has done since it was made, in events or pages.
+/// Concurrency: each counter has one writing thread; any may read.
+package final class Counters: Sendable {
+    package let faults = Atomic<UInt64>(0)
+    package let faultsZero = Atomic<UInt64>(0)
+    package let faultsSSD = Atomic<UInt64>(0)
+    package let faultsInFlight = Atomic<UInt64>(0)
+    package let faultsPresent = Atomic<UInt64>(0)
+    package let faultsParked = Atomic<UInt64>(0)
+    package let pagesInDemand = Atomic<UInt64>(0)
+    package let pagesInAhead = Atomic<UInt64>(0)
+    package let pagesOut = Atomic<UInt64>(0)
+    package let pagesOutClean = Atomic<UInt64>(0)
+    package let pagesWritten = Atomic<UInt64>(0)
+    package let pagesPutBack = Atomic<UInt64>(0)
+    package let pagesDiscarded = Atomic<UInt64>(0)
+    package let residentPeak = Atomic<Int64>(0)
+    package let readErrors = Atomic<UInt64>(0)
+    package let writeErrors = Atomic<UInt64>(0)
+    package let checksumErrors = Atomic<UInt64>(0)
+    package let scans = Atomic<UInt64>(0)
+    package let faultTimes = Histogram()
+
+    package init() {}
+}
+
+extension Atomic where Value == UInt64 {
+    @inline(__always)
+    package borrowing func add(_ n: UInt64) { wrappingAdd(n, ordering: .relaxed) }
+    package var value: UInt64 { load(ordering: .relaxed) }
+}

@@ -1,0 +1,269 @@
+import Kernel
+import Glibc
+
+/// Takes clean pages away from the VMM and the memfd so that nothing can be lost (rule R1): pin, punch, judge.
+///
+///      splice    the pages' references go into a pipe: whatever the guest or a DMA still writes lands in what the pipe holds
+///      punch     no mapping reaches them any more; a touch is a MISSING fault, which the fault thread notes (phase `detaching`)
+///      judge     PAGEMAP_SCAN: a page that kept its write-protect marker was not written between protection and punch: its slot is current
+///      put back  a page without the marker: its final content is read from the pipe and installed again, dirty
+///
+/// When DMA may be in flight, the content of a written page is final only after the grace time: the pipe is kept until then.
+/// Concurrency: belongs to the reclaim thread.
+final class Detacher {
+    private let core: DeviceCore
+    private let scanner: Scanner
+    private let sink: Descriptor
+    private var free: [PipeBox] = []
+    private var pending: [PutBack] = []
+    private let buffer: UnsafeMutableRawPointer
+
+    /// A `~Copyable` pipe that can stand in an array.
+    private final class PipeBox {
+        let pipe: Pipe
+        init(_ pipe: consuming Pipe) { self.pipe = pipe }
+    }
+
+    /// Pages in a pipe, in the pipe's order, some of which must go back.
+    private struct PutBack {
+        var box: PipeBox
+        var pages: [PageIndex]
+        var written: Set<PageIndex>
+        var due: Int64
+    }
+
+    /// Pages of one batch: short, because a fault on one of them waits for all, and a page written within the time that the batch takes must be put back.
+    static let pagesMax = 128
+    private static let pipesMax = 8
+
+    init(core: DeviceCore, scanner: Scanner) throws(Errno) {
+        self.core = core
+        self.scanner = scanner
+        sink = try Descriptor.open("/dev/null", flags: O_WRONLY)
+        for _ in 0..<Self.pipesMax { free.append(PipeBox(try Pipe(pages: Self.pagesMax))) }
+        unsafe buffer = .allocate(byteCount: pageBytes, alignment: pageBytes)
+    }
+
+    deinit { unsafe buffer.deallocate() }
+
+    var hasPending: Bool { !pending.isEmpty }
+
+    /// When the next put-back is due, in nanoseconds of the monotonic clock.
+    var nextDue: Int64? { pending.map(\.due).min() }
+
+    /// Detaches those of `pages` (ascending) that are clean. They must have been scanned just before. Returns how many left DRAM.
+    func detach(_ pages: [PageIndex]) -> Int {
+        var done = 0
+        var index = 0
+        while index < pages.count, !core.mapperGone.load(ordering: .relaxed) {
+            guard let box = takePipe() else { break }
+            let batch = Array(pages[index..<min(pages.count, index + min(Self.pagesMax, box.pipe.pagesMax))])
+            index += batch.count
+            let taken = batch.filter { core.table.beginDetach($0) }
+            if taken.isEmpty {
+                free.append(box)
+                continue
+            }
+            done += detachTaken(taken, box)
+        }
+        return done
+    }
+
+    /// Puts back what is due; with `all`, waits for everything.
+    func settle(all: Bool) {
+        while let next = pending.first {
+            let now = Clock.nanoseconds()
+            if now < next.due {
+                if !all { return }
+                usleep(useconds_t((next.due - now) / 1000 + 1))
+            }
+            pending.removeFirst()
+            putBack(next.pages, next.written, next.box)
+        }
+    }
+
+    private func takePipe() -> PipeBox? {
+        settle(all: false)
+        return free.popLast()
+    }
+
+    private func detachTaken(_ pages: [PageIndex], _ box: PipeBox) -> Int {
+        var builder = RunBuilder()
+        for page in pages { builder.append(page) }
+        let held = pin(builder.runs, box)
+        if held.count < pages.count { undo(pages[held.count...]) }
+        let runs = clamp(builder.runs, to: held)
+        for run in runs {
+            do throws(Errno) {
+                try core.memfd.punchHole(at: run.offset, length: run.bytes)
+            } catch {
+                // Whatever is still there is found by the next fault on it (R10); the judge sees what was written.
+                core.report(.kernelRefused("punching \(run) out of the memory", error))
+            }
+        }
+        let written: Set<PageIndex>
+        do throws(Errno) {
+            written = try scanner.written(among: held)
+        } catch {
+            // Cannot judge: everything counts as written.
+            if error == .noProcess { core.noteMapperGone() } else { core.report(.kernelRefused("judging detached pages", error)) }
+            written = Set(held)
+        }
+        return finish(held, written, box)
+    }
+
+    /// Fills the pipe; returns the pages whose references it holds, a prefix.
+    private func pin(_ runs: [PageRange], _ box: PipeBox) -> [PageIndex] {
+        var held: [PageIndex] = []
+        for run in runs {
+            noteHoles(run)
+            var page = run.start
+            while page < run.end {
+                do throws(Errno) {
+                    let taken = try box.pipe.take(from: core.memfd, at: page << pageShift, length: (run.end - page) << pageShift) >> pageShift
+                    if taken == 0 { return held }
+                    held.append(contentsOf: page..<(page + taken))
+                    page += taken
+                } catch {
+                    if error != .again { core.report(.kernelRefused("pinning \(run)", error)) }
+                    return held
+                }
+            }
+        }
+        return held
+    }
+
+    /// A hole in a resident run: the VMM has discarded the page by itself. Its slot is not its content any more.
+    private func noteHoles(_ run: PageRange) {
+        if core.memfd.isAllData(at: run.offset, length: run.bytes) { return }
+        for page in run.start..<run.end where !core.memfd.isAllData(at: page << pageShift, length: UInt64(pageBytes)) {
+            _ = core.table.noteDiscarded(page)
+        }
+    }
+
+    private func clamp(_ runs: [PageRange], to held: [PageIndex]) -> [PageRange] {
+        var left = UInt64(held.count)
+        var result: [PageRange] = []
+        for run in runs where left > 0 {
+            let end = min(run.end, run.start + left)
+            result.append(PageRange(run.start, end))
+            left -= end - run.start
+        }
+        return result
+    }
+
+    /// Pages that were claimed but not touched: as if nothing had been.
+    private func undo(_ pages: ArraySlice<PageIndex>) {
+        for page in pages { resume(page, written: false) }
+    }
+
+    private func resume(_ page: PageIndex, written: Bool) {
+        let stamp = Stamp(nanoseconds: Clock.nanoseconds())
+        if let waiting = core.table.undoDetach(page, stamp: stamp, written: written) {
+            if waiting { core.mapper.wake(PageRange(page, page + 1)) }
+            return
+        }
+        // Given up by the VMM meanwhile.
+        do throws(Errno) {
+            try core.memfd.punchHole(at: page << pageShift, length: UInt64(pageBytes))
+        } catch {
+            core.report(.kernelRefused("punching page \(page) out of the memory", error))
+        }
+        release(page)
+    }
+
+    private func release(_ page: PageIndex) {
+        if core.table.finishDetach(page).waiting { core.mapper.wake(PageRange(page, page + 1)) }
+    }
+
+    private func finish(_ pages: [PageIndex], _ written: Set<PageIndex>, _ box: PipeBox) -> Int {
+        var left = 0
+        var back: Set<PageIndex> = []
+        for page in pages {
+            if written.contains(page), !core.table.isDiscarded(page) {
+                back.insert(page)
+            } else {
+                release(page)
+                left += 1
+            }
+        }
+        core.counters.pagesOut.add(UInt64(left))
+        if back.isEmpty {
+            discardPipe(box, pages: pages.count)
+        } else if core.graceMilliseconds == 0 {
+            putBack(pages, back, box)
+        } else {
+            let due = Clock.nanoseconds() + core.graceMilliseconds * 1_000_000
+            pending.append(PutBack(box: box, pages: pages, written: back, due: due))
+        }
+        return left
+    }
+
+    private func discardPipe(_ box: PipeBox, pages: Int) {
+        do throws(Errno) {
+            try box.pipe.drop(UInt64(pages * pageBytes), into: sink)
+            free.append(box)
+        } catch {
+            // A pipe in an unknown state is not used again.
+            core.report(.kernelRefused("emptying a pipe", error))
+            if let pipe = try? Pipe(pages: Self.pagesMax) { free.append(PipeBox(pipe)) }
+        }
+    }
+
+    private func putBack(_ pages: [PageIndex], _ written: Set<PageIndex>, _ box: PipeBox) {
+        var skipped = 0
+        for page in pages {
+            guard written.contains(page) else {
+                skipped += 1
+                continue
+            }
+            do throws(Errno) {
+                if skipped > 0 { try box.pipe.drop(UInt64(skipped * pageBytes), into: sink) }
+                skipped = 0
+                try unsafe box.pipe.read(into: UnsafeMutableRawBufferPointer(start: buffer, count: pageBytes))
+            } catch {
+                // Cannot happen with a pipe that only this thread reads; if it does, the page must not come back with other content.
+                core.report(.kernelRefused("reading page \(page) back from its pipe", error))
+                continue
+            }
+            install(page)
+            resume(page, written: true)
+            core.counters.pagesPutBack.add(1)
+        }
+        discardPipe(box, pages: skipped)
+    }
+
+    /// Installs the page in `buffer`; does not return before it is in, or the VMM is gone: this is the only copy.
+    private func install(_ page: PageIndex) {
+        guard let address = core.mapper.address(of: page) else { return writeBehind(page) }
+        var reported = false
+        while true {
+            do throws(Errno) {
+                _ = try unsafe core.mapper.userfault.copy(to: address, from: buffer, length: UInt64(pageBytes), mode: .dirty)
+                return
+            } catch {
+                if error == .noProcess {
+                    // The process is gone, the device may be kept: the content belongs to it.
+                    core.noteMapperGone()
+                    return writeBehind(page)
+                }
+                // Newer content than ours: written to the memfd without a fault.
+                if error == .exists { return }
+                if error != .again, !reported {
+                    reported = true
+                    core.report(.kernelRefused("putting page \(page) back", error))
+                }
+                if error != .again { usleep(1000) }
+            }
+        }
+    }
+
+    /// A page that no mapping shows goes back through the memfd: nobody can see it half-written.
+    private func writeBehind(_ page: PageIndex) {
+        do throws(Errno) {
+            try unsafe core.memfd.write(UnsafeRawBufferPointer(start: buffer, count: pageBytes), at: page << pageShift)
+        } catch {
+            core.report(.kernelRefused("putting page \(page) back", error))
+        }
+    }
+}

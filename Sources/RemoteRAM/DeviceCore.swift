@@ -1,0 +1,116 @@
+package import Kernel
+package import Synchronization
+
+/// How one device behaves; fixed when it is made, except the budget.
+package struct DeviceSettings: Sendable {
+    /// DRAM budget in pages; nil = the whole device.
+    package var budgetPages: UInt64?
+    /// A page may be detached, or a copy of it trusted, only when it has been write-protected and unwritten this long (0–120,000). Covers DMA in flight.
+    package var graceMilliseconds: Int64 = 1000
+    /// How often the page table of the VMM is scanned for writes while there is need.
+    package var scanMilliseconds: Int64 = 500
+    /// How long the fault thread looks for the next event before it sleeps.
+    package var faultSpinMicroseconds: Int64 = 0
+    /// CPU the fault thread is bound to; nil = wherever the scheduler puts it.
+    package var faultCPU: Int?
+    /// Longest read-ahead, in pages (0 = off, at most 1024).
+    package var readAheadPagesMax: UInt64 = 256
+    /// Directory of the swap file.
+    package var swapDirectory: String
+    /// For tests: the result of a disk operation to use instead of the real one.
+    package var injectDiskResult: (@Sendable (DiskOperation, PageRange) -> Int32?)?
+
+    package enum DiskOperation: Sendable { case read, write }
+
+    package init(swapDirectory: String) { self.swapDirectory = swapDirectory }
+}
+
+/// Something an operator should hear of.
+package enum DeviceEvent: Sendable, Equatable {
+    case poisoned(PageIndex, Errno)
+    case readFailed(PageRange, Errno)
+    case checksumWrong(PageIndex)
+    case writeFailed(PageRange, Errno)
+    case slotRetired(PageIndex, Errno)
+    /// The disk is full (ENOSPC, EDQUOT): paging out has stopped.
+    case diskFull(Errno)
+    case diskRecovered
+    case mapperGone
+    /// The VMM broke the protocol in shared memory.
+    case mapperAtFault(String)
+    /// An ioctl on the VMM's userfaultfd or page table failed in a way that cannot be mended here.
+    case kernelRefused(String, Errno)
+}
+
+/// What the threads of one device share.
+/// Concurrency: every member is immutable, atomic or has its own note.
+package final class DeviceCore: @unchecked Sendable {
+    package let name: String
+    package let table: PageTable
+    /// The guest's memory. Never mapped by this process (R3 cannot be broken): read with `pread`, pinned with `splice`, punched with `fallocate`.
+    package let memfd: Descriptor
+    package let swap: SwapFile
+    package let mapper: Mapper
+    package let settings: DeviceSettings
+    package let counters: Counters
+    package let discards: DiscardRing?
+    private let onEvent: @Sendable (DeviceEvent) -> Void
+
+    package let stopping = Atomic<Bool>(false)
+    package let mapperGone = Atomic<Bool>(false)
+    /// Paging out cannot go on: faults may exceed the budget, for a guest over its budget is better than a guest that hangs.
+    package let reclaimBlocked = Atomic<Bool>(false)
+    /// The fault thread has faults that wait for room; reclaim signals `faultWork` when it has made some.
+    package let faultsParked = Atomic<Bool>(false)
+    /// Reclaim has been told that there is work and has not looked yet.
+    package let reclaimWanted = Atomic<Bool>(false)
+    package let faultWork: EventCounter
+    package let reclaimWork: EventCounter
+    private let budgetLimit: Atomic<Int64>
+
+    package init(
+        name: String, table: PageTable, memfd: consuming Descriptor, swap: consuming SwapFile, mapper: Mapper, settings: DeviceSettings,
+        budgetPages: UInt64, counters: Counters, discards: DiscardRing?, onEvent: @escaping @Sendable (DeviceEvent) -> Void
+    ) throws(Errno) {
+        self.name = name
+        self.table = table
+        self.memfd = memfd
+        self.swap = swap
+        self.mapper = mapper
+        self.settings = settings
+        self.counters = counters
+        self.discards = discards
+        self.onEvent = onEvent
+        faultWork = try EventCounter()
+        reclaimWork = try EventCounter()
+        budgetLimit = Atomic(Int64(clamping: budgetPages))
+    }
+
+    package var budget: Budget { Budget(pages: UInt64(budgetLimit.load(ordering: .relaxed))) }
+
+    package func setBudget(pages: UInt64) {
+        budgetLimit.store(Int64(clamping: pages), ordering: .relaxed)
+        counters.residentPeak.store(table.residentPages, ordering: .relaxed)
+        wakeReclaim()
+        faultWork.signal()
+    }
+
+    /// The grace time that applies: none when the VMM promised that there is no DMA.
+    package var graceMilliseconds: Int64 { mapper.noDMA ? 0 : settings.graceMilliseconds }
+
+    package func report(_ event: DeviceEvent) { onEvent(event) }
+
+    /// Whether a fault may take `pages` more.
+    @inline(__always)
+    package func hasRoom(for pages: Int64) -> Bool {
+        table.residentPages + pages <= budgetLimit.load(ordering: .relaxed) || reclaimBlocked.load(ordering: .relaxed)
+    }
+
+    package func wakeReclaim() {
+        if !reclaimWanted.exchange(true, ordering: .acquiringAndReleasing) { reclaimWork.signal() }
+    }
+
+    package func noteMapperGone() {
+        if !mapperGone.exchange(true, ordering: .acquiringAndReleasing) { report(.mapperGone) }
+    }
+}

@@ -1,0 +1,576 @@
+internal import CVhost
+import Kernel
+import Glibc
+import Synchronization
+
+/// Answers the faults of one device (rules R2, R10, R11). Blocks on nothing but its own ring: the userfaultfd, its wake-up and its reads all complete there.
+///
+///      fault on a page in phase …
+///      zero       claim, UFFDIO_ZEROPAGE, dram
+///      ssd        claim, read the page first and then what lies ahead; on completion check, UFFDIO_COPY write-protected, dram
+///      dram       claim, UFFDIO_ZEROPAGE: EEXIST = stale event, wake; success = the VMM had discarded it, a zero page now
+///      filling    its read is under way here: UFFDIO_COPY will wake
+///      detaching  noted; reclaim wakes it when it is done
+///      poisoned   UFFDIO_POISON again
+///
+/// Concurrency: everything here belongs to the one thread that calls `run`.
+final class FaultThread {
+    private let core: DeviceCore
+    private let requests: FaultRequests
+    private let table: PageTable
+    private let counters: Counters
+    private let ring: Ring
+    private let messages: UnsafeMutableBufferPointer<uffd_msg>
+    private var slots = PageInSlots()
+    private var readAhead: ReadAhead
+    /// Faults that wait for room in the budget, a free slot, or memory.
+    private var parked: [(page: PageIndex, arrived: Int64)] = []
+    private var load: (request: FaultRequests.Request, next: PageIndex, range: PageRange, pin: Bool)?
+    private var loads: [FaultRequests.Request] = []
+
+    private static let tagUserfault: UInt64 = 1 << 32
+    private static let tagWork: UInt64 = 2 << 32
+    private static let tagKick: UInt64 = 3 << 32
+    private static let messagesMax = 64
+    private static let idleNanoseconds: Int64 = 1_000_000_000
+    private static let parkedNanoseconds: Int64 = 2_000_000
+    /// Zero pages installed beyond the one asked for when a stream is seen.
+    private static let zeroAheadPagesMax: UInt64 = 16
+    /// Attempts of an ioctl that says EAGAIN before the page is given back and the fault raised anew.
+    private static let againMax = 1000
+
+    init(core: DeviceCore, requests: FaultRequests) throws(Errno) {
+        self.core = core
+        self.requests = requests
+        table = core.table
+        counters = core.counters
+        ring = try Ring(entries: 128, bufferCount: PageInSlots.bufferPages, bufferBytes: pageBytes)
+        unsafe messages = .allocate(capacity: Self.messagesMax)
+        readAhead = ReadAhead(windowMax: core.settings.readAheadPagesMax, pageCount: core.table.pageCount)
+        parked.reserveCapacity(256)
+    }
+
+    deinit { unsafe messages.deallocate() }
+
+    // MARK: The loop
+
+    func run() {
+        if let cpu = core.settings.faultCPU {
+            do { try Thread.pinCurrent(toCPU: cpu) } catch { core.report(.kernelRefused("binding the fault thread to CPU \(cpu)", error)) }
+        }
+        ring.pollReadable(core.mapper.userfault.descriptor, tag: Self.tagUserfault)
+        ring.pollReadable(core.faultWork.descriptor, tag: Self.tagWork)
+        if let discards = core.discards { ring.pollReadable(discards.kick.descriptor, tag: Self.tagKick) }
+        var spinUntil: Int64 = 0
+        let spin = core.settings.faultSpinMicroseconds * 1000
+        while !core.stopping.load(ordering: .acquiring) || slots.inFlight > 0 {
+            if spin > 0, Clock.nanoseconds() < spinUntil {
+                ring.submitAndReap()
+            } else {
+                ring.submitAndWait(nanoseconds: parked.isEmpty ? Self.idleNanoseconds : Self.parkedNanoseconds)
+            }
+            let completed = reap()
+            let answered = readFaults()
+            serveRequests()
+            retryParked()
+            continueLoading()
+            if spin > 0, completed || answered { spinUntil = Clock.nanoseconds() + spin }
+        }
+        for request in loads { request.isDone.store(true, ordering: .releasing) }
+        load?.request.isDone.store(true, ordering: .releasing)
+    }
+
+    private func reap() -> Bool {
+        var any = false
+        while let completion = ring.take() {
+            any = true
+            switch completion.tag {
+            case Self.tagUserfault:
+                if !completion.more { ring.pollReadable(core.mapper.userfault.descriptor, tag: Self.tagUserfault) }
+            case Self.tagWork:
+                core.faultWork.clear()
+                if !completion.more { ring.pollReadable(core.faultWork.descriptor, tag: Self.tagWork) }
+            case Self.tagKick:
+                core.discards?.kick.clear()
+                drainDiscards()
+                if !completion.more, let discards = core.discards { ring.pollReadable(discards.kick.descriptor, tag: Self.tagKick) }
+            default:
+                complete(Int(completion.tag), result: completion.result)
+            }
+        }
+        return any
+    }
+
+    /// Reads and answers every waiting event. True when there was one.
+    private func readFaults() -> Bool {
+        var any = false
+        while true {
+            let count: Int
+            do {
+                count = try core.mapper.userfault.readFaults(into: messages)
+            } catch {
+                core.report(.kernelRefused("reading the VMM's userfaultfd", error))
+                return any
+            }
+            if count == 0 { return any }
+            any = true
+            let now = Clock.nanoseconds()
+            // After reading the events and before answering them: an entry published before a punch is seen by the fault that the punch causes.
+            drainDiscards()
+            for index in 0..<count {
+                guard let fault = unsafe Userfault.fault(messages.baseAddress! + index) else { continue }
+                counters.faults.add(1)
+                guard let page = core.mapper.page(at: fault.address) else {
+                    // A registration of the VMM that it did not tell us of: nothing can be installed there.
+                    core.report(.mapperAtFault("fault at 0x\(String(fault.address, radix: 16)), outside of its declared mappings"))
+                    continue
+                }
+                answer(page, arrived: now)
+            }
+            if count < Self.messagesMax { return any }
+        }
+    }
+
+    // MARK: One fault
+
+    private func answer(_ page: PageIndex, arrived: Int64) {
+        while true {
+            switch table[page].phase {
+            case .zero:
+                return fillZero(page, arrived: arrived)
+            case .ssd:
+                return pageIn(page, arrived: arrived)
+            case .dram:
+                if checkPresent(page, arrived: arrived) { return }
+            case .filling:
+                _ = table.noteWaiting(page)
+                counters.faultsInFlight.add(1)
+                bringAhead(of: page)
+                return
+            case .detaching:
+                if table.noteWaiting(page) {
+                    counters.faultsInFlight.add(1)
+                    return
+                }
+            case .poisoned:
+                poisonAgain(page)
+                return
+            case .peer:
+                preconditionFailure("no peers yet")
+            }
+        }
+    }
+
+    private func park(_ page: PageIndex, arrived: Int64) {
+        parked.append((page, arrived))
+        counters.faultsParked.add(1)
+        core.faultsParked.store(true, ordering: .sequentiallyConsistent)
+        core.wakeReclaim()
+    }
+
+    private func retryParked() {
+        guard !parked.isEmpty else { return }
+        let waiting = parked
+        parked.removeAll(keepingCapacity: true)
+        core.faultsParked.store(false, ordering: .sequentiallyConsistent)
+        for fault in waiting { answer(fault.page, arrived: fault.arrived) }
+    }
+
+    /// Tells reclaim when the claimed pages have crossed the mark.
+    private func noteClaimed() {
+        let resident = table.residentPages
+        if resident > counters.residentPeak.load(ordering: .relaxed) { counters.residentPeak.store(resident, ordering: .relaxed) }
+        if resident > core.budget.high { core.wakeReclaim() }
+    }
+
+    // MARK: Zero pages
+
+    private func fillZero(_ page: PageIndex, arrived: Int64) {
+        guard core.hasRoom(for: 1) else { return park(page, arrived: arrived) }
+        guard let before = table.claim(page, from: .zero) else { return answer(page, arrived: arrived) }
+        noteClaimed()
+        counters.faultsZero.add(1)
+        if installZeros(PageRange(page, page + 1), heat: before.heat) {
+            counters.faultTimes.record(Clock.nanoseconds() - arrived)
+        } else {
+            park(page, arrived: arrived)
+        }
+        if let ahead = readAhead.onFault(page) { zeroAhead(ahead) }
+    }
+
+    private func zeroAhead(_ range: PageRange) {
+        var page = range.start
+        let end = min(range.end, range.start + Self.zeroAheadPagesMax)
+        while page < end, table[page].phase == .zero, core.mapper.address(of: page) != nil,
+            core.hasRoom(for: 1), table.residentPages < core.budget.low, table.claim(page, from: .zero) != nil
+        {
+            page += 1
+        }
+        if page > range.start { _ = installZeros(PageRange(range.start, page), heat: 0) }
+        noteClaimed()
+    }
+
+    /// Installs zeros in claimed pages. False when there was no memory for some: those are zero pages again.
+    private func installZeros(_ range: PageRange, heat: UInt8) -> Bool {
+        var complete = true
+        core.mapper.forEachPiece(of: range) { address, pages in
+            var page = pages.start
+            var attempts = 0
+            while page < pages.end {
+                let stamp = Stamp(nanoseconds: Clock.nanoseconds())
+                let newHeat = AgingClock.heatWhenFilled(heat, refault: false)
+                do throws(Errno) {
+                    let at = address + (page - pages.start) << pageShift
+                    let done = try core.mapper.userfault.zero(at: at, length: (pages.end - page) << pageShift) >> pageShift
+                    for filled in page..<(page + done) { table.finishFilling(filled, as: .dirty, heat: newHeat, stamp: stamp) }
+                    page += done
+                } catch {
+                    attempts += 1
+                    if error == .exists {
+                        // Somebody wrote to the memfd without a fault: what is there is the content.
+                        table.finishFilling(page, as: .dirty, heat: newHeat, stamp: stamp)
+                        core.mapper.wake(PageRange(page, page + 1))
+                        page += 1
+                    } else if error == .again, attempts < Self.againMax {
+                        continue
+                    } else {
+                        if error == .noProcess { core.noteMapperGone() }
+                        for left in page..<pages.end { giveBack(left, to: .zero) }
+                        complete = false
+                        break
+                    }
+                }
+            }
+        }
+        return complete
+    }
+
+    private func giveBack(_ page: PageIndex, to phase: PageEntry.Phase) {
+        if table.abandonFilling(page, to: phase) { core.mapper.wake(PageRange(page, page + 1)) }
+    }
+
+    // MARK: Pages that should be there
+
+    /// A fault on a resident page (R10). False: the page changed its phase meanwhile, look again.
+    private func checkPresent(_ page: PageIndex, arrived: Int64) -> Bool {
+        guard let before = table.claim(page, from: .dram) else { return false }
+        let one = PageRange(page, page + 1)
+        guard let address = core.mapper.address(of: page) else {
+            table.finishFilling(page, as: .unchanged, heat: before.heat, stamp: before.stamp)
+            return true
+        }
+        let stamp = Stamp(nanoseconds: Clock.nanoseconds())
+        for _ in 0..<Self.againMax {
+            do throws(Errno) {
+                _ = try core.mapper.userfault.zero(at: address, length: UInt64(pageBytes))
+                table.finishFilling(page, as: .dirty, heat: before.heat, stamp: stamp)
+                counters.pagesDiscarded.add(1)
+                return true
+            } catch {
+                if error == .again { continue }
+                table.finishFilling(page, as: .unchanged, heat: before.heat, stamp: before.stamp)
+                if error == .exists {
+                    counters.faultsPresent.add(1)
+                    core.mapper.wake(one)
+                } else if error == .noProcess {
+                    core.noteMapperGone()
+                } else {
+                    park(page, arrived: arrived)
+                }
+                return true
+            }
+        }
+        table.finishFilling(page, as: .unchanged, heat: before.heat, stamp: before.stamp)
+        core.mapper.wake(one)
+        return true
+    }
+
+    // MARK: Pages on the SSD
+
+    private func pageIn(_ page: PageIndex, arrived: Int64) {
+        guard slots.hasFreeDemand, core.hasRoom(for: 1) else { return park(page, arrived: arrived) }
+        guard table.claim(page, from: .ssd) != nil else { return answer(page, arrived: arrived) }
+        noteClaimed()
+        counters.faultsSSD.add(1)
+        readDemand(page, arrived: arrived, isRetry: false)
+        bringAhead(of: page)
+    }
+
+    private func readDemand(_ page: PageIndex, arrived: Int64, isRetry: Bool) {
+        let slot = PageInSlots.Slot(pages: PageRange(page, page + 1), arrived: arrived, isDemand: true, isRetry: isRetry)
+        guard let index = slots.takeDemand(slot) else {
+            giveBack(page, to: .ssd)
+            return park(page, arrived: arrived)
+        }
+        read(index)
+    }
+
+    private func read(_ index: Int) {
+        let pages = slots[index].pages
+        unsafe ring.read(
+            core.swap.descriptor, into: ring.buffer(slots.firstBuffer(index)), bytes: Int(pages.bytes), at: pages.offset, tag: UInt64(index))
+    }
+
+    private func bringAhead(of page: PageIndex) {
+        if let ahead = readAhead.onFault(page) { _ = readRuns(ahead, leaving: 0) }
+    }
+
+    /// Queues reads for the pages of `range` that are on the SSD, as far as slots and room go. Returns the first page not looked at.
+    private func readRuns(_ range: PageRange, leaving reserve: Int) -> PageIndex {
+        var page = range.start
+        while page < range.end, slots.freeRunCount > reserve {
+            guard table[page].phase == .ssd else {
+                page += 1
+                continue
+            }
+            let start = page
+            let end = min(range.end, start + PageInSlots.runPages)
+            while page < end, table[page].phase == .ssd, core.mapper.address(of: page) != nil, core.hasRoom(for: 1),
+                table.claim(page, from: .ssd) != nil
+            {
+                page += 1
+            }
+            guard page > start else { break }
+            noteClaimed()
+            if let index = slots.takeRun(PageInSlots.Slot(pages: PageRange(start, page))) { read(index) }
+        }
+        return page
+    }
+
+    private func complete(_ index: Int, result: Int32) {
+        let slot = slots[index]
+        let result = core.settings.injectDiskResult?(.read, slot.pages) ?? result
+        let got = result < 0 ? 0 : min(slot.pages.count, UInt64(result) >> pageShift)
+        let arrived = PageRange(slot.pages.start, slot.pages.start + got)
+        unsafe install(arrived, from: ring.buffer(slots.firstBuffer(index)), slot: slot)
+        if slot.isDemand { counters.pagesInDemand.add(got) } else { counters.pagesInAhead.add(got) }
+        let missing = PageRange(arrived.end, slot.pages.end)
+        if !missing.isEmpty {
+            // A short read at a page's end is an error too: the file is as long as the device.
+            let error = result < 0 ? Errno(-result) : Errno.io
+            counters.readErrors.add(1)
+            core.report(.readFailed(missing, error))
+            for page in missing.start..<missing.end { readingFailed(page, slot: slot, error: error) }
+        }
+        slots.release(index)
+        if slot.isDemand, got > 0 { counters.faultTimes.record(Clock.nanoseconds() - slot.arrived) }
+    }
+
+    /// Only what somebody asked for, and failed twice, is lost; what was read ahead goes back.
+    private func readingFailed(_ page: PageIndex, slot: PageInSlots.Slot, error: Errno) {
+        if !slot.isDemand { return giveBack(page, to: .ssd) }
+        if !slot.isRetry, error != .noProcess { return readDemand(page, arrived: slot.arrived, isRetry: true) }
+        poison(page, error: error)
+    }
+
+    /// Installs the pages of a finished read whose checksum is right.
+    private func install(_ range: PageRange, from buffer: UnsafeMutableRawPointer, slot: PageInSlots.Slot) {
+        var good = PageRange(range.start, range.start)
+        for page in range.start..<range.end {
+            let at = unsafe buffer + Int((page - range.start) << pageShift)
+            let entry = table[page]
+            if entry.discarded {
+                unsafe installRun(good, from: buffer, base: range.start, slot: slot)
+                good = PageRange(page + 1, page + 1)
+                giveBack(page, to: .zero)
+                core.mapper.wake(PageRange(page, page + 1))
+            } else if unsafe PageContent.checksum(at, index: page) != entry.checksum {
+                unsafe installRun(good, from: buffer, base: range.start, slot: slot)
+                good = PageRange(page + 1, page + 1)
+                counters.checksumErrors.add(1)
+                core.report(.checksumWrong(page))
+                readingFailed(page, slot: slot, error: .io)
+            } else {
+                good.end = page + 1
+            }
+        }
+        unsafe installRun(good, from: buffer, base: range.start, slot: slot)
+    }
+
+    private func installRun(_ range: PageRange, from buffer: UnsafeMutableRawPointer, base: PageIndex, slot: PageInSlots.Slot) {
+        if range.isEmpty { return }
+        let stamp = Stamp(nanoseconds: Clock.nanoseconds())
+        core.mapper.forEachPiece(of: range) { address, pages in
+            var page = pages.start
+            var attempts = 0
+            while page < pages.end {
+                let source = unsafe buffer + Int((page - base) << pageShift)
+                do throws(Errno) {
+                    let at = address + (page - pages.start) << pageShift
+                    let done =
+                        try unsafe core.mapper.userfault.copy(to: at, from: source, length: (pages.end - page) << pageShift, mode: .clean) >> pageShift
+                    for filled in page..<(page + done) { finish(filled, as: .clean, refault: slot.isDemand, stamp: stamp) }
+                    page += done
+                } catch {
+                    attempts += 1
+                    if error == .exists {
+                        finish(page, as: .dirty, refault: slot.isDemand, stamp: stamp)
+                        core.mapper.wake(PageRange(page, page + 1))
+                        page += 1
+                    } else if error == .again, attempts < Self.againMax {
+                        continue
+                    } else {
+                        if error == .noProcess { core.noteMapperGone() }
+                        for left in page..<pages.end {
+                            giveBack(left, to: .ssd)
+                            if slot.isDemand, error != .noProcess { park(left, arrived: slot.arrived) }
+                        }
+                        break
+                    }
+                }
+            }
+        }
+    }
+
+    @inline(__always)
+    private func finish(_ page: PageIndex, as filled: PageTable.Filled, refault: Bool, stamp: Stamp) {
+        let heat = AgingClock.heatWhenFilled(table[page].heat, refault: refault)
+        table.finishFilling(page, as: filled, heat: heat, stamp: stamp)
+    }
+
+    // MARK: Pages that cannot be read
+
+    private func poison(_ page: PageIndex, error: Errno) {
+        if let address = core.mapper.address(of: page) {
+            do throws(Errno) {
+                try core.mapper.userfault.poison(at: address, length: UInt64(pageBytes))
+            } catch {
+                if error == .noProcess { core.noteMapperGone() } else { core.report(.kernelRefused("poisoning page \(page)", error)) }
+            }
+        }
+        _ = table.abandonFilling(page, to: .poisoned)
+        core.mapper.wake(PageRange(page, page + 1))
+        core.report(.poisoned(page, error))
+    }
+
+    private func poisonAgain(_ page: PageIndex) {
+        if let address = core.mapper.address(of: page) {
+            // EEXIST: the marker is there, the event was stale.
+            try? core.mapper.userfault.poison(at: address, length: UInt64(pageBytes))
+        }
+        core.mapper.wake(PageRange(page, page + 1))
+    }
+
+    // MARK: Discards and requests
+
+    private func drainDiscards() {
+        guard let discards = core.discards else { return }
+        if !discards.drain(pageCount: table.pageCount, { discard($0) }) {
+            core.report(.mapperAtFault("an entry of its discard ring is no range of the device, or its head ran away"))
+        }
+    }
+
+    /// The range is unused from now on: zero pages, whatever they were.
+    private func discard(_ range: PageRange) {
+        // Chunks nobody ever touched are zero already; skipping them keeps a discard of terabytes cheap.
+        var page = range.start
+        while page < range.end {
+            let chunkEnd = min(range.end, (page >> chunkShift + 1) << chunkShift)
+            if table.wasTouched(chunk: page >> chunkShift) { discardTouched(PageRange(page, chunkEnd)) }
+            page = chunkEnd
+        }
+    }
+
+    private func discardTouched(_ range: PageRange) {
+        var claimed = RunBuilder()
+        for page in range.start..<range.end where discardOne(page) { claimed.append(page) }
+        for run in claimed.runs {
+            do throws(Errno) {
+                try core.memfd.punchHole(at: run.offset, length: run.bytes)
+            } catch {
+                core.report(.kernelRefused("punching \(run) out of the memory", error))
+            }
+            for page in run.start..<run.end { _ = table.abandonFilling(page, to: .zero) }
+            core.mapper.wake(run)
+        }
+        counters.pagesDiscarded.add(range.count)
+    }
+
+    /// True when the page was resident and is claimed now: its memory must be punched.
+    private func discardOne(_ page: PageIndex) -> Bool {
+        while true {
+            switch table[page].phase {
+            case .zero, .peer: return false
+            case .ssd: if table.discardFromSSD(page) { return false }
+            case .dram: if table.claim(page, from: .dram) != nil { return true }
+            case .filling, .detaching: if table.noteDiscarded(page) { return false }
+            case .poisoned:
+                heal(page)
+                return false
+            }
+        }
+    }
+
+    /// A poisoned page that is given up is a zero page again: installing over the marker removes it.
+    private func heal(_ page: PageIndex) {
+        guard core.hasRoom(for: 1), table.claim(page, from: .poisoned) != nil else { return }
+        let zeros = UnsafeMutableRawPointer.allocate(byteCount: pageBytes, alignment: pageBytes)
+        defer { unsafe zeros.deallocate() }
+        unsafe zeros.initializeMemory(as: UInt8.self, repeating: 0, count: pageBytes)
+        do throws(Errno) {
+            guard let address = core.mapper.address(of: page) else { throw .fault }
+            _ = try unsafe core.mapper.userfault.copy(to: address, from: zeros, length: UInt64(pageBytes), mode: .dirty)
+            table.finishFilling(page, as: .dirty, heat: 0, stamp: Stamp(nanoseconds: Clock.nanoseconds()))
+        } catch {
+            _ = table.abandonFilling(page, to: .poisoned)
+        }
+    }
+
+    private func serveRequests() {
+        for request in requests.takeAll() {
+            switch request.kind {
+            case .discard(let ranges):
+                for range in ranges { discard(range) }
+                request.isDone.store(true, ordering: .releasing)
+            case .load:
+                loads.append(request)
+            }
+        }
+        // Also the quiet time for entries of the discard ring that nobody kicked for.
+        drainDiscards()
+    }
+
+    /// Goes on with the oldest load as far as slots allow; two run slots stay free for streams of faults.
+    private func continueLoading() {
+        if load == nil, !loads.isEmpty {
+            let request = loads.removeFirst()
+            if case .load(let range, let pin) = request.kind { load = (request, range.start, range, pin) }
+        }
+        guard var current = load else { return }
+        let before = current.next
+        while current.next < current.range.end, slots.freeRunCount > 2, core.hasRoom(for: 1) {
+            let step = min(current.range.end, current.next + chunkPages)
+            let chunk = current.next >> chunkShift
+            if !current.pin, !table.wasTouched(chunk: chunk) {
+                current.next = min(current.range.end, (chunk + 1) << chunkShift)
+                continue
+            }
+            if current.pin { pinAndFill(PageRange(current.next, step)) }
+            let reached = readRuns(PageRange(current.next, step), leaving: 2)
+            if reached == current.next { break }
+            current.next = reached
+        }
+        current.request.progress.store(current.next - current.range.start, ordering: .relaxed)
+        let noRoom = !core.hasRoom(for: 1)
+        if noRoom { core.wakeReclaim() }
+        let finished = current.next >= current.range.end || (noRoom && current.next == before)
+        if finished, slots.inFlight == 0 {
+            current.request.isDone.store(true, ordering: .releasing)
+            load = nil
+            if !loads.isEmpty { core.faultWork.signal() }
+        } else {
+            load = current
+            if !finished, slots.inFlight == 0 { core.faultWork.signal() }
+        }
+    }
+
+    private func pinAndFill(_ range: PageRange) {
+        for page in range.start..<range.end {
+            table.setPinned(page, true)
+            if table[page].phase == .zero, core.hasRoom(for: 1), table.claim(page, from: .zero) != nil {
+                _ = installZeros(PageRange(page, page + 1), heat: 0)
+            }
+        }
+        noteClaimed()
+    }
+}

@@ -1,0 +1,348 @@
+package import Kernel
+import Glibc
+import Synchronization
+
+/// One VM's RAM: its memfd, page table, budget, swap file, and while a VMM is attached the two threads that serve it. Nothing outside holds any of its state.
+///
+///      created ──start(mapper)──▶ running ──stop──▶ created   (contents kept: the mapper's process is gone, or everything is resident)
+///                                    └────────────▶ the object is dropped: memory and disk space are free again
+///
+/// Concurrency: `start`, `stop` and the orders (`evict`, `load`, …) may come from any thread; `lifecycle` serialises the first two.
+package final class MemoryDevice: Sendable {
+    package let name: String
+    package let pageCount: UInt64
+    package let table: PageTable
+    /// The guest's memory, sealed against changes of its size. Handed to the VMM.
+    package let memfd: Descriptor
+    package let counters = Counters()
+    private let settings: DeviceSettings
+    private let swapPath: String
+    private let budgetPages: Mutex<UInt64>
+    private let running: Mutex<Running?>
+    private let lifecycle = Mutex<Void>(())
+    private let events: Mutex<[String]>
+    private let onEvent: @Sendable (DeviceEvent) -> Void
+    private let latency: Mutex<(previous: [UInt64], current: [UInt64], since: Int64)>
+    private let swapFile: SwapBox
+
+    private struct Running {
+        var core: DeviceCore
+        var requests: FaultRequests
+        var evictions: EvictRequests
+        var faultThread: Thread
+        var reclaimThread: Thread
+    }
+
+    private final class SwapBox: Sendable {
+        let file: SwapFile
+        init(_ file: consuming SwapFile) { self.file = file }
+    }
+
+    package enum Failure: Error, Equatable, CustomStringConvertible {
+        case memory(Errno)
+        case swapFile(String, Errno)
+        case thread(Errno)
+        case alreadyRunning
+
+        package var description: String {
+            switch self {
+            case .memory(let error): "cannot make the memory: \(error)"
+            case .swapFile(let path, .invalid): "cannot make the swap file \(path): its file system cannot do O_DIRECT; choose a state directory on a disk"
+            case .swapFile(let path, let error): "cannot make the swap file \(path): \(error)"
+            case .thread(let error): "cannot start the device's threads: \(error)"
+            case .alreadyRunning: "a VMM is attached already"
+            }
+        }
+    }
+
+    /// Makes a device of `pageCount` zero pages: takes address space and a sparse file, hardly any memory. `name` is the vm-id (it names files).
+    package init(
+        name: String, pageCount: UInt64, settings: DeviceSettings, onEvent: @escaping @Sendable (DeviceEvent) -> Void
+    ) throws(Failure) {
+        self.name = name
+        self.pageCount = pageCount
+        self.settings = settings
+        self.onEvent = onEvent
+        swapPath = settings.swapDirectory + "/" + name + ".swap"
+        do throws(Errno) {
+            table = try PageTable(pageCount: pageCount)
+            memfd = try Memfd.create(name: "memdevd:" + name, size: pageCount << pageShift)
+        } catch {
+            throw .memory(error)
+        }
+        do throws(Errno) {
+            swapFile = SwapBox(try SwapFile(creating: swapPath, pageCount: pageCount))
+        } catch {
+            throw .swapFile(swapPath, error)
+        }
+        budgetPages = Mutex(Self.effectiveBudget(settings.budgetPages ?? pageCount, pageCount))
+        running = Mutex(nil)
+        events = Mutex([])
+        latency = Mutex((previous: [], current: [], since: 0))
+    }
+
+    deinit { swapFile.file.remove() }
+
+    private static func effectiveBudget(_ pages: UInt64, _ pageCount: UInt64) -> UInt64 { min(max(pages, Budget.pagesMin), pageCount) }
+
+    // MARK: Serving a VMM
+
+    package var isRunning: Bool { running.withLock { $0 != nil } }
+
+    /// Starts to serve the mapper's faults; returns when both threads run.
+    package func start(mapper: Mapper, discards: DiscardRing?) throws(Failure) {
+        let failure: Failure? = lifecycle.withLock { _ in
+            do throws(Failure) {
+                try startLocked(mapper: mapper, discards: discards)
+                return nil
+            } catch {
+                return error
+            }
+        }
+        if let failure { throw failure }
+    }
+
+    private func startLocked(mapper: Mapper, discards: DiscardRing?) throws(Failure) {
+        if isRunning { throw .alreadyRunning }
+        let requests = FaultRequests()
+        let evictions = EvictRequests()
+        do throws(Errno) {
+            let core = try DeviceCore(
+                name: name, table: table, memfd: try memfd.duplicate(), swap: SwapFile(sharing: try swapFile.file.descriptor.duplicate(), path: swapPath),
+                mapper: mapper, settings: settings, budgetPages: budgetPages.withLock { $0 }, counters: counters, discards: discards
+            ) { [weak self] event in self?.note(event) }
+            // The rings belong to the threads that use them, so each thread makes its own and says how it went.
+            let fault = try Self.launch("mdd-fault") { () throws(Errno) -> @Sendable () -> Void in
+                let thread = FaultThreadBox(try FaultThread(core: core, requests: requests))
+                return { thread.body.run() }
+            }
+            let reclaim: Thread
+            do throws(Errno) {
+                reclaim = try Self.launch("mdd-reclaim") { () throws(Errno) -> @Sendable () -> Void in
+                    let thread = ReclaimThreadBox(try ReclaimThread(core: core, evictions: evictions))
+                    return { thread.body.run() }
+                }
+            } catch {
+                core.stopping.store(true, ordering: .releasing)
+                core.faultWork.signal()
+                fault.join()
+                throw error
+            }
+            running.withLock {
+                $0 = Running(core: core, requests: requests, evictions: evictions, faultThread: fault, reclaimThread: reclaim)
+            }
+            core.wakeReclaim()
+        } catch {
+            throw .thread(error)
+        }
+    }
+
+    // Each box is made and used on its one thread only.
+    private struct FaultThreadBox: @unchecked Sendable {
+        let body: FaultThread
+        init(_ body: FaultThread) { self.body = body }
+    }
+    private struct ReclaimThreadBox: @unchecked Sendable {
+        let body: ReclaimThread
+        init(_ body: ReclaimThread) { self.body = body }
+    }
+
+    /// Starts a thread whose set-up may fail; throws what the set-up threw.
+    private static func launch(
+        _ name: String, _ prepare: @escaping @Sendable () throws(Errno) -> @Sendable () -> Void
+    ) throws(Errno) -> Thread {
+        let ready = try EventCounterBox()
+        let failure = SharedErrno()
+        let thread = try Thread(name: name) {
+            do throws(Errno) {
+                let body = try prepare()
+                ready.counter.signal()
+                body()
+            } catch {
+                failure.code.store(error.code, ordering: .releasing)
+                ready.counter.signal()
+            }
+        }
+        ready.counter.wait(milliseconds: -1)
+        let code = failure.code.load(ordering: .acquiring)
+        if code != 0 {
+            thread.join()
+            throw Errno(code)
+        }
+        return thread
+    }
+
+    private final class EventCounterBox: Sendable {
+        let counter: EventCounter
+        init() throws(Errno) { counter = try EventCounter() }
+    }
+    private final class SharedErrno: Sendable {
+        let code = Atomic<Int32>(0)
+    }
+
+    /// Ends serving. The caller has made sure that no fault can come any more: the mapper's process is gone, or `releaseMapper` succeeded.
+    package func stop() {
+        lifecycle.withLock { _ in
+            guard let ending = running.withLock({ $0 }) else { return }
+            ending.core.stopping.store(true, ordering: .releasing)
+            ending.core.reclaimWork.signal()
+            ending.reclaimThread.join()
+            ending.core.faultWork.signal()
+            ending.faultThread.join()
+            running.withLock { $0 = nil }
+        }
+    }
+
+    /// Whether the process that maps the memory has gone.
+    package var mapperIsGone: Bool {
+        running.withLock { running in
+            guard let core = running?.core else { return true }
+            return core.mapperGone.load(ordering: .acquiring) || core.mapper.userfault.processIsGone()
+        }
+    }
+
+    /// Makes every page resident, whatever the budget, and ends the registration of the mapper's memory, so that it lives on without this daemon (R7).
+    /// False when some page cannot be made resident (no memory, unreadable): then serving goes on as before. `keepGoing` is asked now and then.
+    package func releaseMapper(keepGoing: () -> Bool) -> Bool {
+        guard let core = running.withLock({ $0?.core }) else { return true }
+        let before = budgetPages.withLock { $0 }
+        core.setBudget(pages: pageCount)
+        while hasPagesAway(PageRange(0, pageCount)) {
+            if !keepGoing() || core.mapperGone.load(ordering: .relaxed) || table.poisonedPages > 0 {
+                core.setBudget(pages: before)
+                return core.mapperGone.load(ordering: .relaxed)
+            }
+            _ = load(PageRange(0, pageCount), pin: false)
+        }
+        for placement in core.mapper.placements {
+            try? core.mapper.userfault.unregister(address: placement.address, length: placement.pages.bytes)
+        }
+        core.mapper.wake(PageRange(0, pageCount))
+        return true
+    }
+
+    private func hasPagesAway(_ range: PageRange) -> Bool {
+        var page = range.start
+        while page < range.end {
+            if !table.wasTouched(chunk: page >> chunkShift) {
+                page = (page >> chunkShift + 1) << chunkShift
+                continue
+            }
+            switch table[page].phase {
+            case .ssd, .filling, .detaching, .peer: return true
+            case .zero, .dram, .poisoned: page += 1
+            }
+        }
+        return false
+    }
+
+    // MARK: Orders
+
+    package var budget: UInt64 { budgetPages.withLock { $0 } }
+
+    /// Changes the budget; reclaim follows at once. Returns what applies: at least `Budget.pagesMin`, at most the device.
+    @discardableResult
+    package func setBudget(pages: UInt64) -> UInt64 {
+        let effective = Self.effectiveBudget(pages, pageCount)
+        budgetPages.withLock { $0 = effective }
+        running.withLock { $0?.core }?.setBudget(pages: effective)
+        return effective
+    }
+
+    /// Orders up to `pages` to be paged out; nil when no VMM is attached.
+    package func evict(pages: UInt64) -> EvictRequests.Request? {
+        guard let (core, evictions) = running.withLock({ $0.map { ($0.core, $0.evictions) } }) else { return nil }
+        let request = EvictRequests.Request(pages: pages)
+        evictions.append(request)
+        core.reclaimWork.signal()
+        return request
+    }
+
+    /// Begins to bring a range in; nil when no VMM is attached.
+    package func beginLoad(_ range: PageRange, pin: Bool) -> FaultRequests.Request? { send(.load(range, pin: pin)) }
+
+    /// Brings a range in, as far as the budget has room; returns the pages looked at. Waits.
+    package func load(_ range: PageRange, pin: Bool) -> UInt64 {
+        guard let request = beginLoad(range, pin: pin) else { return 0 }
+        wait(for: request)
+        return request.progress.load(ordering: .relaxed)
+    }
+
+    /// Pins a range: makes it resident and keeps it so. False when the budget has no room for it (nothing is pinned then). Waits.
+    package func pin(_ range: PageRange) -> Bool {
+        for _ in 0..<100 {
+            _ = load(range, pin: true)
+            if (range.start..<range.end).allSatisfy({ table[$0].phase == .dram && table[$0].pinned }) { return true }
+            if table.pinnedPages > Int64(budget) { break }
+            usleep(1000)
+        }
+        unpin(range)
+        return false
+    }
+
+    package func unpin(_ range: PageRange) {
+        for page in range.start..<range.end { table.setPinned(page, false) }
+    }
+
+    /// Marks ranges as pinned before the VMM runs; they are never paged out once resident.
+    package func declarePinned(_ ranges: [PageRange]) {
+        for range in ranges { for page in range.start..<range.end { table.setPinned(page, true) } }
+    }
+
+    /// The ranges are unused from now on. Waits until they are.
+    package func discard(_ ranges: [PageRange]) {
+        guard let request = send(.discard(ranges)) else { return }
+        wait(for: request)
+    }
+
+    private func send(_ kind: FaultRequests.Kind) -> FaultRequests.Request? {
+        guard let (core, requests) = running.withLock({ $0.map { ($0.core, $0.requests) } }) else { return nil }
+        let request = FaultRequests.Request(kind)
+        requests.append(request)
+        core.faultWork.signal()
+        return request
+    }
+
+    private func wait(for request: FaultRequests.Request) {
+        var pause: useconds_t = 20
+        while !request.isDone.load(ordering: .acquiring), isRunning {
+            usleep(pause)
+            pause = min(2000, pause * 2)
+        }
+    }
+
+    // MARK: Status
+
+    package var residentPages: UInt64 { UInt64(max(0, table.residentPages)) }
+    package var swapFileBytes: UInt64 { swapFile.file.occupiedBytes() }
+    /// Descriptions of the last events, newest last.
+    package var recentEvents: [String] { events.withLock { $0 } }
+    package var mapperPID: Int32? { running.withLock { $0?.core.mapper.pid } }
+
+    private static let eventsMax = 16
+    private static let latencyWindowNanoseconds: Int64 = 30_000_000_000
+
+    private func note(_ event: DeviceEvent) {
+        events.withLock { list in
+            list.append("\(event)")
+            if list.count > Self.eventsMax { list.removeFirst() }
+        }
+        onEvent(event)
+    }
+
+    /// Median and 99th percentile of the fault times of the last 30 to 60 seconds, in nanoseconds; 0 without faults.
+    package func faultTimes() -> (p50: Double, p99: Double) {
+        let now = counters.faultTimes.counts()
+        let base = latency.withLock { window -> [UInt64] in
+            let time = Clock.nanoseconds()
+            if time - window.since > Self.latencyWindowNanoseconds {
+                window.previous = window.current
+                window.current = now
+                window.since = time
+            }
+            return window.previous
+        }
+        let recent = base.isEmpty ? now : zip(now, base).map { $0 - $1 }
+        return (Histogram.quantile(0.5, of: recent), Histogram.quantile(0.99, of: recent))
+    }
+}

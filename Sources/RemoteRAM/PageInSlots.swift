@@ -1,0 +1,54 @@
+/// The reads that the fault thread may have in flight: many of one page for demand, some of up to 64 pages for what lies ahead.
+/// Each has its own piece of the ring's registered memory. Used by the fault thread only.
+package struct PageInSlots {
+    package struct Slot {
+        package var pages = PageRange(0, 0)
+        /// When the fault that wants it was read; 0 for read-ahead.
+        package var arrived: Int64 = 0
+        package var isDemand = false
+        /// A second try after an error.
+        package var isRetry = false
+    }
+
+    package static let demandCount = 64
+    package static let runCount = 16
+    package static let runPages: UInt64 = 64
+    /// Pages of ring memory needed.
+    package static let bufferPages = demandCount + runCount * Int(runPages)
+
+    private var slots = [Slot](repeating: Slot(), count: demandCount + runCount)
+    private var freeDemand = Array(0..<demandCount)
+    private var freeRuns = Array(demandCount..<(demandCount + runCount))
+
+    package init() {}
+
+    package var hasFreeDemand: Bool { !freeDemand.isEmpty }
+    package var freeRunCount: Int { freeRuns.count }
+    package var inFlight: Int { Self.demandCount + Self.runCount - freeDemand.count - freeRuns.count }
+
+    package subscript(index: Int) -> Slot {
+        get { slots[index] }
+        set { slots[index] = newValue }
+    }
+
+    package mutating func takeDemand(_ slot: Slot) -> Int? {
+        guard let index = freeDemand.popLast() else { return nil }
+        slots[index] = slot
+        return index
+    }
+
+    package mutating func takeRun(_ slot: Slot) -> Int? {
+        guard let index = freeRuns.popLast() else { return nil }
+        slots[index] = slot
+        return index
+    }
+
+    package mutating func release(_ index: Int) {
+        if index < Self.demandCount { freeDemand.append(index) } else { freeRuns.append(index) }
+    }
+
+    /// First page-sized buffer of a slot.
+    package func firstBuffer(_ index: Int) -> Int {
+        index < Self.demandCount ? index : Self.demandCount + (index - Self.demandCount) * Int(Self.runPages)
+    }
+}

@@ -1,0 +1,379 @@
+package import Kernel
+import Synchronization
+
+/// The state of every page of one device, in a memfd that another process may hold too (so that it survives this one).
+///
+/// Concurrency: entries are atomics. The fault thread owns a page in phase `filling`, the reclaim thread one in `detaching`; a phase is entered by
+/// compare-and-swap, so that exactly one wins. Flags of a page that somebody else owns are set by compare-and-swap and seen by the owner's own when
+/// it leaves the phase. All orderings are sequentially consistent with the ioctls between them doing the real synchronisation; entries are one cache
+/// line in flight at a time, so weaker ones gain nothing.
+package final class PageTable: @unchecked Sendable {
+    package let pageCount: UInt64
+    /// Holds the entries; keep it elsewhere too to survive this process.
+    package let memory: Descriptor
+    private let mapping: Mapping
+    private let entries: UnsafeMutablePointer<Atomic<UInt64>>
+    private let chunkMapping: Mapping
+    private let chunks: UnsafeMutablePointer<Atomic<UInt32>>
+
+    /// Set in a chunk's counter for good when a page of it becomes resident.
+    private static let touchedBit: UInt32 = 1 << 31
+
+    // Kept beside the table by its transitions, never read to decide what a page is.
+    private let residentCount = Atomic<Int64>(0)
+    private let ssdCount = Atomic<Int64>(0)
+    private let poisonedCount = Atomic<Int64>(0)
+    private let dirtyCount = Atomic<Int64>(0)
+    private let pinnedCount = Atomic<Int64>(0)
+
+    /// Address space for `pageCount` × 8 bytes; memory only for what is touched.
+    package init(pageCount: UInt64) throws(Errno) {
+        self.pageCount = pageCount
+        memory = try Memfd.create(name: "memdevd-state", size: Self.bytes(for: pageCount))
+        mapping = try Mapping(sharing: memory, bytes: Self.bytes(for: pageCount))
+        unsafe entries = mapping.address.bindMemory(to: Atomic<UInt64>.self, capacity: Int(pageCount))
+        let chunkCount = Int((pageCount + chunkPages - 1) >> chunkShift)
+        chunkMapping = try Mapping(anonymous: max(pageBytes, chunkCount * 4))
+        unsafe chunks = chunkMapping.address.bindMemory(to: Atomic<UInt32>.self, capacity: chunkCount)
+    }
+
+    private static func bytes(for pages: UInt64) -> UInt64 { max(UInt64(pageBytes), (pages * 8 + 4095) & ~4095) }
+
+    package var chunkCount: UInt64 { (pageCount + chunkPages - 1) >> chunkShift }
+
+    // MARK: Reading
+
+    @inline(__always)
+    package subscript(page: PageIndex) -> PageEntry {
+        precondition(page < pageCount)
+        return unsafe PageEntry(bits: entries[Int(page)].load(ordering: .sequentiallyConsistent))
+    }
+
+    package var residentPages: Int64 { residentCount.load(ordering: .relaxed) }
+    package var ssdPages: Int64 { max(0, ssdCount.load(ordering: .relaxed)) }
+    package var poisonedPages: Int64 { max(0, poisonedCount.load(ordering: .relaxed)) }
+    package var dirtyPages: Int64 { max(0, dirtyCount.load(ordering: .relaxed)) }
+    package var pinnedPages: Int64 { max(0, pinnedCount.load(ordering: .relaxed)) }
+
+    /// Resident pages in a chunk of 512.
+    @inline(__always)
+    package func residentPages(inChunk chunk: UInt64) -> UInt32 {
+        precondition(chunk < chunkCount)
+        return unsafe chunks[Int(chunk)].load(ordering: .relaxed) & 0xFFFF
+    }
+
+    /// Whether any page of the chunk was ever resident.
+    @inline(__always)
+    package func wasTouched(chunk: UInt64) -> Bool {
+        precondition(chunk < chunkCount)
+        return unsafe chunks[Int(chunk)].load(ordering: .relaxed) != 0
+    }
+
+    // MARK: Changing
+
+    /// Applies `change` to the entry until it goes in without another thread's change in between. `change` returns false to leave it alone.
+    /// Returns the entry before, and whether it was changed.
+    @inline(__always)
+    private func update(_ page: PageIndex, _ change: (inout PageEntry) -> Bool) -> (before: PageEntry, changed: Bool) {
+        precondition(page < pageCount)
+        var seen = unsafe entries[Int(page)].load(ordering: .sequentiallyConsistent)
+        while true {
+            let before = PageEntry(bits: seen)
+            var after = before
+            guard change(&after) else { return (before, false) }
+            if after == before { return (before, true) }
+            let (done, now) = unsafe entries[Int(page)].compareExchange(
+                expected: seen, desired: after.bits, ordering: .sequentiallyConsistent)
+            if done {
+                count(page, before, after)
+                return (before, true)
+            }
+            seen = now
+        }
+    }
+
+    private func count(_ page: PageIndex, _ before: PageEntry, _ after: PageEntry) {
+        adjust(residentCount, before.isResident, after.isResident)
+        adjust(ssdCount, before.phase == .ssd, after.phase == .ssd)
+        adjust(poisonedCount, before.phase == .poisoned, after.phase == .poisoned)
+        adjust(dirtyCount, before.isDirty, after.isDirty)
+        adjust(pinnedCount, before.pinned, after.pinned)
+        if before.isResident != after.isResident {
+            let chunk = unsafe chunks + Int(page >> chunkShift)
+            if after.isResident {
+                unsafe chunk.pointee.wrappingAdd(1, ordering: .relaxed)
+                if unsafe chunk.pointee.load(ordering: .relaxed) & Self.touchedBit == 0 {
+                    unsafe chunk.pointee.bitwiseOr(Self.touchedBit, ordering: .relaxed)
+                }
+            } else {
+                unsafe chunk.pointee.wrappingSubtract(1, ordering: .relaxed)
+            }
+        }
+    }
+
+    @inline(__always)
+    private func adjust(_ counter: borrowing Atomic<Int64>, _ before: Bool, _ after: Bool) {
+        if before == after { return }
+        counter.wrappingAdd(after ? 1 : -1, ordering: .relaxed)
+    }
+
+    // MARK: Fault thread
+
+    /// Claims a page that is in one of `phases` for filling. Returns what it was, or nil (and what it is) when it is in another phase.
+    package func claim(_ page: PageIndex, from phases: PhaseSet) -> PageEntry? {
+        let (before, changed) = update(page) { entry in
+            guard phases.contains(entry.phase) else { return false }
+            entry.phase = .filling
+            entry.touched = false
+            entry.discarded = false
+            entry.waiting = false
+            return true
+        }
+        return changed ? before : nil
+    }
+
+    package struct PhaseSet: OptionSet, Sendable {
+        package let rawValue: UInt8
+        package init(rawValue: UInt8) { self.rawValue = rawValue }
+        package init(_ phase: PageEntry.Phase) { rawValue = 1 << UInt8(phase.rawValue) }
+        package static let zero = PhaseSet(.zero)
+        package static let dram = PhaseSet(.dram)
+        package static let ssd = PhaseSet(.ssd)
+        package static let poisoned = PhaseSet(.poisoned)
+        package func contains(_ phase: PageEntry.Phase) -> Bool { rawValue & (1 << UInt8(phase.rawValue)) != 0 }
+    }
+
+    package enum Filled {
+        /// Read from its slot and installed write-protected.
+        case clean
+        /// Installed with content that no slot has (zeros, or found there); not protected.
+        case dirty
+        /// Nothing was changed: it had been resident all along.
+        case unchanged
+    }
+
+    /// Ends `filling`: the page is in the memfd and mapped (or mappable).
+    package func finishFilling(_ page: PageIndex, as filled: Filled, heat: UInt8, stamp: Stamp) {
+        _ = update(page) { entry in
+            precondition(entry.phase == .filling, "only the fault thread fills")
+            entry.phase = .dram
+            entry.heat = heat
+            entry.waiting = false
+            switch filled {
+            case .clean where !entry.touched:
+                entry.stamp = stamp
+            case .unchanged where !entry.touched:
+                break
+            case .clean, .unchanged, .dirty:
+                // With `touched` the scanner has consumed a write between the install and now: its report counts.
+                entry.slotValid = false
+                entry.contentZero = false
+                entry.stamp = stamp
+            }
+            entry.writingBack = entry.writingBack && !entry.touched && filled == .unchanged
+            entry.touched = false
+            entry.discarded = false
+            return true
+        }
+    }
+
+    /// Ends `filling` without an installed page: back to `zero` or `ssd`. Returns true when a fault waits for it.
+    package func abandonFilling(_ page: PageIndex, to phase: PageEntry.Phase) -> Bool {
+        update(page) { entry in
+            precondition(entry.phase == .filling && (phase == .zero || phase == .ssd || phase == .poisoned))
+            entry.phase = phase
+            entry.waiting = false
+            entry.touched = false
+            entry.discarded = false
+            entry.writingBack = false
+            if phase != .ssd {
+                entry.slotValid = false
+                entry.contentZero = false
+            }
+            return true
+        }.before.waiting
+    }
+
+    /// Notes that a fault waits for the end of `filling` or `detaching`. False when the page is in neither: look again.
+    package func noteWaiting(_ page: PageIndex) -> Bool {
+        update(page) { entry in
+            guard entry.phase == .filling || entry.phase == .detaching else { return false }
+            entry.waiting = true
+            return true
+        }.changed
+    }
+
+    /// The VMM gave the page up while somebody had it in flight. False when it is not in flight.
+    package func noteDiscarded(_ page: PageIndex) -> Bool {
+        update(page) { entry in
+            guard entry.phase == .filling || entry.phase == .detaching else { return false }
+            entry.discarded = true
+            return true
+        }.changed
+    }
+
+    /// `ssd` → `zero`: the content is not wanted any more. False when it was not on the SSD.
+    package func discardFromSSD(_ page: PageIndex) -> Bool {
+        update(page) { entry in
+            guard entry.phase == .ssd else { return false }
+            entry.phase = .zero
+            entry.slotValid = false
+            entry.contentZero = false
+            entry.heat = 0
+            return true
+        }.changed
+    }
+
+    /// Pins or unpins a page, whatever its phase.
+    package func setPinned(_ page: PageIndex, _ pinned: Bool) {
+        _ = update(page) { entry in
+            entry.pinned = pinned
+            return true
+        }
+    }
+
+    // MARK: Scanner (reclaim thread)
+
+    /// The scanner saw the page written since it was last protected, and has protected it again.
+    /// Returns true when the page was resident (a report about any other page means nothing).
+    package func reportWritten(_ page: PageIndex, stamp: Stamp, policy: (inout UInt8) -> Void) -> Bool {
+        let (before, changed) = update(page) { entry in
+            switch entry.phase {
+            case .dram:
+                entry.slotValid = false
+                entry.contentZero = false
+                entry.writingBack = false
+                entry.stamp = stamp
+                var heat = entry.heat
+                policy(&heat)
+                entry.heat = heat
+            case .filling, .detaching:
+                entry.touched = true
+                entry.stamp = stamp
+            case .zero, .ssd, .peer, .poisoned:
+                return false
+            }
+            return true
+        }
+        return changed && before.phase == .dram
+    }
+
+    // MARK: Reclaim thread
+
+    package func setHeat(_ page: PageIndex, _ heat: UInt8) {
+        _ = update(page) { entry in
+            entry.heat = heat
+            return true
+        }
+    }
+
+    /// Begins a write-back of a dirty page, which a scan has just write-protected. False when it is not a dirty resident page.
+    package func beginWriteBack(_ page: PageIndex) -> Bool {
+        update(page) { entry in
+            guard entry.isDirty, !entry.slotRetired, !entry.pinned else { return false }
+            entry.writingBack = true
+            return true
+        }.changed
+    }
+
+    /// The copy of the page that was made since `beginWriteBack` is durable, and a scan after it reported no write: the slot is valid.
+    /// False when the page was written (or taken) meanwhile. `zero`: the copy was all zeros, no slot was written.
+    package func finishWriteBack(_ page: PageIndex, checksum: UInt32, zero: Bool) -> Bool {
+        update(page) { entry in
+            guard entry.phase == .dram, entry.writingBack else { return false }
+            entry.writingBack = false
+            entry.slotValid = true
+            entry.contentZero = zero
+            entry.checksum = checksum
+            return true
+        }.changed
+    }
+
+    /// The slot may occupy disk space from now on.
+    package func noteSlotAllocated(_ page: PageIndex) {
+        _ = update(page) { entry in
+            entry.slotAllocated = true
+            return true
+        }
+    }
+
+    /// The write-back failed: the page stays dirty. `retire`: its slot is never used again.
+    package func cancelWriteBack(_ page: PageIndex, retire: Bool) {
+        _ = update(page) { entry in
+            entry.writingBack = false
+            if retire { entry.slotRetired = true }
+            return true
+        }
+    }
+
+    /// Takes a clean resident page for detaching. False when it is not clean, pinned, being written back, or somebody else's.
+    package func beginDetach(_ page: PageIndex) -> Bool {
+        update(page) { entry in
+            guard entry.phase == .dram, entry.slotValid, !entry.pinned, !entry.writingBack else { return false }
+            entry.phase = .detaching
+            entry.waiting = false
+            entry.touched = false
+            entry.discarded = false
+            return true
+        }.changed
+    }
+
+    package struct Detached {
+        package var phase: PageEntry.Phase
+        /// Somebody waits: wake the page.
+        package var waiting: Bool
+    }
+
+    /// Ends `detaching` of a page that was judged clean: it is now on the SSD, or zero.
+    package func finishDetach(_ page: PageIndex) -> Detached {
+        var result = Detached(phase: .ssd, waiting: false)
+        let (before, _) = update(page) { entry in
+            precondition(entry.phase == .detaching, "only the reclaim thread detaches")
+            if entry.contentZero || entry.discarded {
+                entry.phase = .zero
+                entry.slotValid = false
+                entry.contentZero = false
+            } else {
+                entry.phase = .ssd
+            }
+            result.phase = entry.phase
+            entry.waiting = false
+            entry.touched = false
+            entry.discarded = false
+            return true
+        }
+        result.waiting = before.waiting
+        return result
+    }
+
+    /// Ends `detaching` of a page that is in the memfd: put back because it was judged written, or never taken (`written` false).
+    /// Returns whether somebody waits; nil when the VMM has given the page up meanwhile: punch it again and call `finishDetach`.
+    package func undoDetach(_ page: PageIndex, stamp: Stamp, written: Bool) -> Bool? {
+        let (before, changed) = update(page) { entry in
+            precondition(entry.phase == .detaching, "only the reclaim thread detaches")
+            guard !entry.discarded else { return false }
+            entry.phase = .dram
+            if written || entry.touched {
+                entry.slotValid = false
+                entry.contentZero = false
+                entry.stamp = stamp
+            }
+            entry.waiting = false
+            entry.touched = false
+            return true
+        }
+        return changed ? before.waiting : nil
+    }
+
+    /// Whether the page was given up while it was being detached.
+    package func isDiscarded(_ page: PageIndex) -> Bool { self[page].discarded }
+
+    /// The disk space of a stale slot has been given back. False when the slot is in use again.
+    package func noteSlotFreed(_ page: PageIndex) -> Bool {
+        update(page) { entry in
+            guard entry.slotIsStale else { return false }
+            entry.slotAllocated = false
+            return true
+        }.changed
+    }
+}

@@ -1,0 +1,282 @@
+import Kernel
+package import Synchronization
+
+/// Keeps the DRAM of one device within its budget: scans, picks cold pages, writes them back, detaches them. Never in a fault's way.
+/// Concurrency: everything here belongs to the one thread that calls `run`, except `Evict`.
+final class ReclaimThread {
+    private let core: DeviceCore
+    private let table: PageTable
+    private let scanner: Scanner
+    private let detacher: Detacher
+    private let writeBack: WriteBack
+    private var policy: AgingClock
+    private let evictions: EvictRequests
+    private var eviction: EvictRequests.Request?
+    private var lastScan: Int64 = 0
+    private var lastStall: Int64 = 0
+    private var diskFullSince: Int64?
+    private var staleCursor: PageIndex = 0
+
+    /// Pages of one batch: enough for large writes, few enough that faults on them do not wait long.
+    private static let batchPages = WriteBack.pagesMax
+    private static let idleMilliseconds: Int64 = 1000
+    /// Pause when nothing can be taken now (grace time, everything pinned).
+    private static let stallMilliseconds: Int64 = 20
+    /// How long after "disk full" writing is tried again.
+    private static let diskFullRetryNanoseconds: Int64 = 1_000_000_000
+    /// Runs of stale slots given back in one quiet moment.
+    private static let freeRunsMax = 64
+
+    init(core: DeviceCore, evictions: EvictRequests) throws(Errno) {
+        self.core = core
+        self.evictions = evictions
+        table = core.table
+        scanner = Scanner(core: core)
+        detacher = try Detacher(core: core, scanner: scanner)
+        writeBack = try WriteBack(core: core, scanner: scanner)
+        policy = AgingClock(pageCount: core.table.pageCount)
+    }
+
+    // MARK: The loop
+
+    func run() {
+        while !core.stopping.load(ordering: .acquiring) {
+            core.reclaimWanted.store(false, ordering: .sequentiallyConsistent)
+            takeEvictions()
+            detacher.settle(all: false)
+            let (wanted, force) = pagesWanted()
+            if wanted > 0, !core.mapperGone.load(ordering: .relaxed) {
+                let freed = reclaim(wanted, force: force)
+                noteProgress(freed)
+                if freed == 0 { core.reclaimWork.wait(milliseconds: Int32(Self.stallMilliseconds)) }
+                continue
+            }
+            periodicScan()
+            let freed = freeStaleSlots(max: Self.freeRunsMax)
+            if freed == 0 { core.reclaimWork.wait(milliseconds: Int32(pause())) }
+        }
+        // What a pipe holds has no other copy.
+        detacher.settle(all: true)
+        evictions.finishAll(current: eviction)
+    }
+
+    private func pause() -> Int64 {
+        guard let due = detacher.nextDue else { return core.settings.scanMilliseconds }
+        return max(1, min(core.settings.scanMilliseconds, (due - Clock.nanoseconds()) / 1_000_000))
+    }
+
+    /// How many pages should go now, and whether warm ones may be taken.
+    private func pagesWanted() -> (pages: Int64, force: Bool) {
+        let resident = table.residentPages
+        let budget = core.budget
+        if let eviction {
+            let left = resident - eviction.targetPages
+            if left > 0 { return (left, true) }
+            finishEviction()
+        }
+        if resident > budget.high || (core.faultsParked.load(ordering: .relaxed) && resident > budget.low) { return (resident - budget.low, false) }
+        return (0, false)
+    }
+
+    private func periodicScan() {
+        let now = Clock.nanoseconds()
+        let interval = core.settings.scanMilliseconds * 1_000_000
+        // Below the mark nobody needs to know; a slow pace keeps heat and stale slots going.
+        let need = table.residentPages > core.budget.low / 2
+        guard now - lastScan >= (need ? interval : interval * 10), !core.mapperGone.load(ordering: .relaxed) else { return }
+        lastScan = now
+        scanner.scanAll()
+    }
+
+    // MARK: One batch
+
+    /// Frees up to `wanted` pages; returns how many left DRAM.
+    private func reclaim(_ wanted: Int64, force: Bool) -> Int {
+        if let since = diskFullSince, Clock.nanoseconds() - since < Self.diskFullRetryNanoseconds { return reclaimCleanOnly(wanted, force: force) }
+        let pages = pick(min(Int(wanted), Self.batchPages), force: force, cleanOnly: false)
+        if pages.isEmpty {
+            scanForStalled()
+            return 0
+        }
+        // Protects them all and says who has been written since the last scan.
+        scanner.scan(around: pages)
+        let graceUnits = Stamp.units(covering: core.graceMilliseconds)
+        let now = Stamp(nanoseconds: Clock.nanoseconds())
+        var clean: [PageIndex] = []
+        var dirty: [PageIndex] = []
+        for page in pages {
+            let entry = table[page]
+            guard entry.phase == .dram, entry.slotValid || isQuiet(entry, now, graceUnits) else { continue }
+            if entry.slotValid { clean.append(page) } else { dirty.append(page) }
+        }
+        var freed = detacher.detach(clean)
+        core.counters.pagesOutClean.add(UInt64(freed))
+        signalFaults(freed)
+        if !dirty.isEmpty { freed += writeAndDetach(dirty) }
+        return freed
+    }
+
+    private func writeAndDetach(_ dirty: [PageIndex]) -> Int {
+        var outcome = writeBack.run(dirty)
+        if !writeBack.suspects.isEmpty {
+            let alone = writeBack.retrySuspects()
+            outcome.cleaned = (outcome.cleaned + alone.cleaned).sorted()
+            outcome.full = outcome.full ?? alone.full
+            scanner.scan(around: outcome.cleaned)
+        }
+        noteDisk(outcome)
+        let freed = detacher.detach(outcome.cleaned)
+        signalFaults(freed)
+        return freed
+    }
+
+    private func reclaimCleanOnly(_ wanted: Int64, force: Bool) -> Int {
+        let pages = pick(min(Int(wanted), Self.batchPages), force: force, cleanOnly: true)
+        scanner.scan(around: pages)
+        let freed = detacher.detach(pages.filter { table[$0].slotValid })
+        core.counters.pagesOutClean.add(UInt64(freed))
+        signalFaults(freed)
+        return freed
+    }
+
+    private func pick(_ count: Int, force: Bool, cleanOnly: Bool) -> [PageIndex] {
+        let graceUnits = Stamp.units(covering: core.graceMilliseconds)
+        let now = Stamp(nanoseconds: Clock.nanoseconds())
+        return policy.pick(count, from: table, force: force) { entry in
+            guard !entry.pinned, !entry.writingBack else { return false }
+            if entry.slotValid { return true }
+            return !cleanOnly && !entry.slotRetired && isQuiet(entry, now, graceUnits)
+        }.sorted()
+    }
+
+    /// Unwritten for the grace time (R4): every I/O submitted before it was protected is over.
+    @inline(__always)
+    private func isQuiet(_ entry: PageEntry, _ now: Stamp, _ graceUnits: Int64) -> Bool {
+        graceUnits == 0 || now.units(since: entry.stamp) >= graceUnits
+    }
+
+    /// Nothing to take: pages written and never scanned cannot become quiet, so scan more often than usual.
+    private func scanForStalled() {
+        let now = Clock.nanoseconds()
+        guard now - lastScan > max(50, core.settings.scanMilliseconds / 4) * 1_000_000 else { return }
+        lastScan = now
+        scanner.scanAll()
+    }
+
+    private func signalFaults(_ freed: Int) {
+        if freed > 0, core.faultsParked.load(ordering: .sequentiallyConsistent) { core.faultWork.signal() }
+    }
+
+    // MARK: A full disk
+
+    private func noteDisk(_ outcome: WriteBack.Outcome) {
+        if let error = outcome.full {
+            if diskFullSince == nil { core.report(.diskFull(error)) }
+            diskFullSince = Clock.nanoseconds()
+            // Space that belongs to nobody may be enough to go on.
+            if freeStaleSlots(max: .max) == 0 { setBlocked(true) }
+        } else if diskFullSince != nil, !outcome.cleaned.isEmpty {
+            diskFullSince = nil
+            setBlocked(false)
+            core.report(.diskRecovered)
+        }
+    }
+
+    private func setBlocked(_ blocked: Bool) {
+        core.reclaimBlocked.store(blocked, ordering: .sequentiallyConsistent)
+        if blocked { core.faultWork.signal() }
+    }
+
+    /// Gives the disk space of stale slots back, run by run, going round the table. Returns the number of pages freed.
+    private func freeStaleSlots(max runsMax: Int) -> Int {
+        var freed = 0
+        var runs = 0
+        var left = table.chunkCount
+        while left > 0, runs < runsMax {
+            let chunk = staleCursor >> chunkShift
+            if table.wasTouched(chunk: chunk) {
+                for run in staleRuns(inChunk: chunk) where free(run) {
+                    freed += Int(run.count)
+                    runs += 1
+                }
+            }
+            staleCursor = (chunk + 1) << chunkShift
+            if staleCursor >= table.pageCount { staleCursor = 0 }
+            left -= 1
+        }
+        return freed
+    }
+
+    private func staleRuns(inChunk chunk: UInt64) -> [PageRange] {
+        var builder = RunBuilder()
+        for page in (chunk << chunkShift)..<min(table.pageCount, (chunk + 1) << chunkShift) where table[page].slotIsStale { builder.append(page) }
+        return builder.runs
+    }
+
+    private func free(_ run: PageRange) -> Bool {
+        do throws(Errno) {
+            try core.swap.free(run)
+        } catch {
+            core.report(.writeFailed(run, error))
+            return false
+        }
+        for page in run.start..<run.end { _ = table.noteSlotFreed(page) }
+        return true
+    }
+
+    // MARK: Orders to evict
+
+    private func takeEvictions() {
+        guard eviction == nil else { return }
+        eviction = evictions.take(residentPages: table.residentPages)
+        if eviction != nil { lastStall = Clock.nanoseconds() }
+    }
+
+    private func noteProgress(_ freed: Int) {
+        guard let eviction else { return }
+        if freed > 0 {
+            lastStall = Clock.nanoseconds()
+            eviction.freed.wrappingAdd(UInt64(freed), ordering: .relaxed)
+        } else if Clock.nanoseconds() - lastStall > (core.graceMilliseconds * 2 + 1000) * 1_000_000 {
+            // What is left is pinned, retired, or written all the time.
+            finishEviction()
+        }
+    }
+
+    private func finishEviction() {
+        eviction?.isDone.store(true, ordering: .releasing)
+        eviction = nil
+    }
+}
+
+/// Orders to page out, from other threads.
+package final class EvictRequests: Sendable {
+    package final class Request: Sendable {
+        fileprivate let pages: UInt64
+        private let target = Atomic<Int64>(0)
+        package let freed = Atomic<UInt64>(0)
+        package let isDone = Atomic<Bool>(false)
+        package init(pages: UInt64) { self.pages = pages }
+        fileprivate var targetPages: Int64 { target.load(ordering: .relaxed) }
+        fileprivate func begin(residentPages: Int64) {
+            target.store(max(0, residentPages - Int64(clamping: pages)), ordering: .relaxed)
+        }
+    }
+
+    private let waiting = Mutex<[Request]>([])
+
+    package init() {}
+
+    package func append(_ request: Request) { waiting.withLock { $0.append(request) } }
+
+    fileprivate func take(residentPages: Int64) -> Request? {
+        let next = waiting.withLock { $0.isEmpty ? nil : $0.removeFirst() }
+        next?.begin(residentPages: residentPages)
+        return next
+    }
+
+    fileprivate func finishAll(current: Request?) {
+        current?.isDone.store(true, ordering: .releasing)
+        for request in waiting.withLock({ $0 }) { request.isDone.store(true, ordering: .releasing) }
+    }
+}

@@ -1,0 +1,100 @@
+internal import CVhost
+import Kernel
+
+/// The one place that asks the VMM's page table which pages were written, and consumes the answer (rule R5). Every report goes to the page table at once: slot
+/// validity, the stamp for the grace time, heat.
+/// Concurrency: belongs to the reclaim thread.
+final class Scanner {
+    private let core: DeviceCore
+    private let regions: UnsafeMutableBufferPointer<cvhost_page_region>
+    /// Runs that one call can report; more make it return early and go on.
+    private static let regionsMax = 2048
+
+    init(core: DeviceCore) {
+        self.core = core
+        unsafe regions = .allocate(capacity: Self.regionsMax)
+    }
+
+    deinit { unsafe regions.deallocate() }
+
+    /// Scans everything that has resident pages; written pages are write-protected again. Chunks without any are left out: scanning holes would make page tables.
+    func scanAll() {
+        let table = core.table
+        var chunk: UInt64 = 0
+        while chunk < table.chunkCount {
+            if table.residentPages(inChunk: chunk) == 0 {
+                chunk += 1
+                continue
+            }
+            let start = chunk
+            while chunk < table.chunkCount, table.residentPages(inChunk: chunk) > 0 { chunk += 1 }
+            scan(PageRange(start << chunkShift, min(table.pageCount, chunk << chunkShift)))
+        }
+        core.counters.scans.add(1)
+    }
+
+    /// Scans what encloses `pages` (ascending), chunk by chunk: one call for many pages that lie near each other.
+    func scan(around pages: [PageIndex]) {
+        for span in Self.spans(of: pages) { scan(span) }
+    }
+
+    /// Which of `pages` (ascending) have been written since they were last protected. Consumes nothing: for pages that are detached (rule R1).
+    func written(among pages: [PageIndex]) throws(Errno) -> Set<PageIndex> {
+        var result: Set<PageIndex> = []
+        var failure: Errno?
+        for span in Self.spans(of: pages) {
+            core.mapper.forEachPiece(of: span) { address, piece in
+                do throws(Errno) {
+                    try walk(address, piece, protect: false) { run in for page in run.start..<run.end { result.insert(page) } }
+                } catch {
+                    failure = error
+                }
+            }
+        }
+        if let failure { throw failure }
+        return result
+    }
+
+    static func spans(of pages: [PageIndex]) -> [PageRange] {
+        var spans: [PageRange] = []
+        for page in pages {
+            if let last = spans.last, last.start >> chunkShift == page >> chunkShift {
+                spans[spans.count - 1].end = page + 1
+            } else {
+                spans.append(PageRange(page, page + 1))
+            }
+        }
+        return spans
+    }
+
+    private func scan(_ range: PageRange) {
+        let stamp = Stamp(nanoseconds: Clock.nanoseconds())
+        core.mapper.forEachPiece(of: range) { address, piece in
+            do throws(Errno) {
+                try walk(address, piece, protect: true) { run in
+                    for page in run.start..<run.end {
+                        _ = core.table.reportWritten(page, stamp: stamp) { $0 = AgingClock.heatWhenWritten($0) }
+                    }
+                }
+            } catch {
+                // Nothing has been consumed that was not reported, so nothing is lost; without scans nothing becomes clean.
+                if error == .noProcess { core.noteMapperGone() } else { core.report(.kernelRefused("scanning \(piece) of the VMM's page table", error)) }
+            }
+        }
+    }
+
+    private func walk(_ address: UInt64, _ piece: PageRange, protect: Bool, _ body: (PageRange) -> Void) throws(Errno) {
+        let end = address + piece.bytes
+        var at = address
+        while at < end {
+            let (count, walkEnd) = try core.mapper.pagemap.scanWritten(start: at, end: end, protect: protect, into: regions)
+            for index in 0..<count {
+                let region = unsafe regions[index]
+                body(PageRange(piece.start + (region.start - address) >> pageShift, piece.start + (region.end - address) >> pageShift))
+            }
+            // A walk that does not move would never end.
+            guard walkEnd > at else { throw .invalid }
+            at = walkEnd
+        }
+    }
+}

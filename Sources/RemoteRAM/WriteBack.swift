@@ -1,0 +1,158 @@
+import Kernel
+import Glibc
+
+/// Copies dirty pages to their slots without taking them out of DRAM.
+///
+/// The pages have just been scanned, so they are write-protected. Each run is read out of the memfd, checked for zeros, check-summed and written in one
+/// piece; when all writes are durable the pages are scanned again, and those that nobody wrote meanwhile get a valid slot.
+/// Concurrency: belongs to the reclaim thread.
+final class WriteBack {
+    private let core: DeviceCore
+    private let scanner: Scanner
+    private let ring: Ring
+    private var jobs: [Job]
+    private var freeJobs: [Int]
+    private var checksums: [PageIndex: UInt32] = [:]
+
+    private struct Job {
+        var pages = PageRange(0, 0)
+        var inFlight = false
+    }
+
+    /// Pages of one write, and writes at the same time: 8 × 256 KiB keep an SSD busy.
+    static let runPages: UInt64 = 64
+    static let depth = 8
+    /// Pages of one batch.
+    static let pagesMax = Int(runPages) * depth
+
+    init(core: DeviceCore, scanner: Scanner) throws(Errno) {
+        self.core = core
+        self.scanner = scanner
+        ring = try Ring(entries: UInt32(Self.depth * 2), bufferCount: Self.depth, bufferBytes: Int(Self.runPages) * pageBytes)
+        jobs = [Job](repeating: Job(), count: Self.depth)
+        freeJobs = Array(0..<Self.depth)
+        checksums.reserveCapacity(Self.pagesMax)
+    }
+
+    struct Outcome {
+        /// Pages whose slot is valid now, ascending.
+        var cleaned: [PageIndex] = []
+        /// The disk has no room (ENOSPC or EDQUOT).
+        var full: Errno?
+    }
+
+    /// Writes back those of `pages` (ascending, at most `pagesMax`) that are dirty. Returns when all writes have completed.
+    func run(_ pages: [PageIndex]) -> Outcome {
+        var outcome = Outcome()
+        var builder = RunBuilder(pagesMax: Self.runPages)
+        for page in pages where core.table.beginWriteBack(page) { builder.append(page) }
+        checksums.removeAll(keepingCapacity: true)
+        var zeros: [PageIndex] = []
+        for run in builder.runs { start(run, zeros: &zeros, outcome: &outcome) }
+        while freeJobs.count < Self.depth { reap(&outcome) }
+        // The scan that makes it true: whoever wrote a page since the copy is reported here, and its write-back is void.
+        let copied = (zeros + checksums.keys).sorted()
+        if copied.isEmpty { return outcome }
+        scanner.scan(around: copied)
+        for page in zeros where core.table.finishWriteBack(page, checksum: 0, zero: true) { outcome.cleaned.append(page) }
+        for (page, checksum) in checksums where core.table.finishWriteBack(page, checksum: checksum, zero: false) { outcome.cleaned.append(page) }
+        outcome.cleaned.sort()
+        return outcome
+    }
+
+    /// Reads a run out of the memfd and queues what is not zero.
+    private func start(_ run: PageRange, zeros: inout [PageIndex], outcome: inout Outcome) {
+        while freeJobs.isEmpty { reap(&outcome) }
+        let index = freeJobs.removeLast()
+        let buffer = ring.buffer(index)
+        do throws(Errno) {
+            let got = try unsafe core.memfd.read(into: UnsafeMutableRawBufferPointer(start: buffer, count: Int(run.bytes)), at: run.offset)
+            guard got == Int(run.bytes) else { throw .io }
+        } catch {
+            core.report(.kernelRefused("reading \(run) of the memory", error))
+            cancel(run, retire: false)
+            freeJobs.append(index)
+            return
+        }
+        var writing = RunBuilder()
+        for page in run.start..<run.end {
+            let at = unsafe buffer + Int((page - run.start) << pageShift)
+            if unsafe PageContent.isZero(at) {
+                zeros.append(page)
+            } else {
+                checksums[page] = unsafe PageContent.checksum(at, index: page)
+                writing.append(page)
+            }
+        }
+        submit(writing.runs, of: run, job: index, outcome: &outcome)
+    }
+
+    /// Zero pages inside a run split it; the pieces share its buffer and are written one after the other except the last, which stays in flight.
+    private func submit(_ pieces: [PageRange], of run: PageRange, job index: Int, outcome: inout Outcome) {
+        for (position, piece) in pieces.enumerated() {
+            for page in piece.start..<piece.end { core.table.noteSlotAllocated(page) }
+            let from = unsafe ring.buffer(index) + Int((piece.start - run.start) << pageShift)
+            jobs[index] = Job(pages: piece, inFlight: true)
+            unsafe ring.write(core.swap.descriptor, from: from, bytes: Int(piece.bytes), at: piece.offset, tag: UInt64(index))
+            if position < pieces.count - 1 {
+                while jobs[index].inFlight { reap(&outcome, keeping: index) }
+            }
+        }
+        if pieces.isEmpty { freeJobs.append(index) } else { ring.submit() }
+    }
+
+    private func reap(_ outcome: inout Outcome, keeping kept: Int? = nil) {
+        ring.submitAndWait(nanoseconds: 100_000_000)
+        while let completion = ring.take() {
+            let index = Int(completion.tag)
+            finish(jobs[index].pages, result: completion.result, outcome: &outcome)
+            jobs[index].inFlight = false
+            if index != kept { freeJobs.append(index) }
+        }
+    }
+
+    private func finish(_ pages: PageRange, result: Int32, outcome: inout Outcome) {
+        let result = core.settings.injectDiskResult?(.write, pages) ?? result
+        let done = result < 0 ? 0 : min(pages.count, UInt64(result) >> pageShift)
+        core.counters.pagesWritten.add(done)
+        let missing = PageRange(pages.start + done, pages.end)
+        if missing.isEmpty { return }
+        // A short write is a write that met an error (or the disk's end) in its middle: the rest tells which.
+        let error = result < 0 ? Errno(-result) : .noSpace
+        core.counters.writeErrors.add(1)
+        if error == .noSpace || error == .quota {
+            outcome.full = error
+            cancel(missing, retire: false)
+        } else {
+            core.report(.writeFailed(missing, error))
+            // Alone, each page shows whether its own slot is bad.
+            cancel(missing, retire: missing.count == 1)
+            if missing.count == 1 {
+                core.report(.slotRetired(missing.start, error))
+            } else {
+                suspects.append(contentsOf: missing.start..<missing.end)
+            }
+        }
+        for page in missing.start..<missing.end { checksums[page] = nil }
+    }
+
+    /// Pages of a failed multi-page write, to be tried one by one.
+    private(set) var suspects: [PageIndex] = []
+
+    /// Tries the pages of failed writes alone.
+    func retrySuspects() -> Outcome {
+        var all = Outcome()
+        let pages = suspects
+        suspects = []
+        for page in pages {
+            let outcome = run([page])
+            all.cleaned += outcome.cleaned
+            all.full = all.full ?? outcome.full
+        }
+        return all
+    }
+
+    private func cancel(_ pages: PageRange, retire: Bool) {
+        for page in pages.start..<pages.end { core.table.cancelWriteBack(page, retire: retire) }
+    }
+}

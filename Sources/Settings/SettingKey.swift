@@ -1,0 +1,126 @@
+import ControlAPI
+
+/// One key of the configuration file, and the option of the same name with two dashes before it.
+struct SettingKey<Target>: Sendable {
+    let name: String
+    /// Reads the text of a value into its place.
+    let apply: @Sendable (_ text: String, _ target: inout Target) throws(ValueError) -> Void
+    /// The value as text that `apply` reads back; nil when it is not set.
+    let text: @Sendable (_ target: Target) -> String?
+}
+
+extension SettingKey where Target == DaemonSettings {
+    /// Every key but `vms`, in the order in which they are printed.
+    static let all: [SettingKey] = [
+        SettingKey(name: "run-directory") { (text, target) throws(ValueError) in
+            target.runDirectory = try SettingValue.directory(text, bytesMax: SettingValue.runDirectoryBytesMax)
+        } text: {
+            $0.runDirectory
+        },
+        SettingKey(name: "state-directory") { (text, target) throws(ValueError) in
+            target.stateDirectory = try SettingValue.directory(text, bytesMax: SettingValue.stateDirectoryBytesMax)
+        } text: {
+            $0.stateDirectory
+        },
+        SettingKey(name: "socket-mode") { (text, target) throws(ValueError) in
+            target.socketMode = try SettingValue.mode(text)
+        } text: {
+            "0" + String($0.socketMode, radix: 8)
+        },
+        SettingKey(name: "default-budget") { (text, target) throws(ValueError) in
+            target.defaultBudget = try SettingValue.budget(text)
+        } text: {
+            $0.defaultBudget.description
+        },
+        SettingKey(name: "dma-grace-milliseconds") { (text, target) throws(ValueError) in
+            target.dmaGraceMilliseconds = try SettingValue.number(text, SettingRange.dmaGraceMilliseconds, unit: "milliseconds")
+        } text: {
+            "\($0.dmaGraceMilliseconds)"
+        },
+        SettingKey(name: "scan-interval-milliseconds") { (text, target) throws(ValueError) in
+            target.scanIntervalMilliseconds = try SettingValue.number(text, SettingRange.scanIntervalMilliseconds, unit: "milliseconds")
+        } text: {
+            "\($0.scanIntervalMilliseconds)"
+        },
+        SettingKey(name: "fault-spin-microseconds") { (text, target) throws(ValueError) in
+            target.faultSpin = try SettingValue.faultSpin(text)
+        } text: {
+            $0.faultSpin.description
+        },
+        SettingKey(name: "read-ahead-max") { (text, target) throws(ValueError) in
+            target.readAheadMax = try SettingValue.pages(text, SettingRange.readAheadMax)
+        } text: {
+            Size(bytes: $0.readAheadMax).exact
+        },
+        SettingKey(name: "devices-max") { (text, target) throws(ValueError) in
+            target.devicesMax = try SettingValue.number(text, SettingRange.devicesMax, unit: "")
+        } text: {
+            "\($0.devicesMax)"
+        },
+        SettingKey(name: "device-size-max") { (text, target) throws(ValueError) in
+            target.deviceSizeMax = try SettingValue.pages(text, SettingRange.deviceSize)
+        } text: {
+            Size(bytes: $0.deviceSizeMax).exact
+        },
+        SettingKey(name: "memory-max") { (text, target) throws(ValueError) in
+            target.memoryMax = text == "none" ? nil : try SettingValue.pages(text, SettingRange.memoryMax)
+        } text: {
+            $0.memoryMax.map { Size(bytes: $0).exact } ?? "none"
+        },
+        SettingKey(name: "log-level") { (text, target) throws(ValueError) in
+            target.logLevel = try SettingValue.logLevel(text)
+        } text: {
+            $0.logLevel.rawValue
+        },
+    ]
+}
+
+extension SettingKey where Target == VMSettings {
+    /// Every key below a vm-id in `vms`.
+    static let all: [SettingKey] = [
+        SettingKey(name: "budget") { (text, target) throws(ValueError) in
+            target.budget = try SettingValue.budget(text)
+        } text: {
+            $0.budget?.description
+        },
+        SettingKey(name: "dma-grace-milliseconds") { (text, target) throws(ValueError) in
+            target.dmaGraceMilliseconds = try SettingValue.number(text, SettingRange.dmaGraceMilliseconds, unit: "milliseconds")
+        } text: {
+            $0.dmaGraceMilliseconds.map(String.init)
+        },
+        SettingKey(name: "size") { (text, target) throws(ValueError) in
+            target.size = try SettingValue.pages(text, SettingRange.deviceSize)
+        } text: {
+            $0.size.map { Size(bytes: $0).exact }
+        },
+        SettingKey(name: "keep") { (text, target) throws(ValueError) in
+            target.keep = try SettingValue.boolean(text)
+        } text: {
+            $0.keep.map(String.init)
+        },
+    ]
+}
+
+/// What a value may be, both ends included.
+enum SettingRange {
+    /// 0 is for tests: a VMM with O_DIRECT I/O then loses data.
+    static let dmaGraceMilliseconds = 0...600_000
+    /// More often burns a processor; less often and the budget is held late.
+    static let scanIntervalMilliseconds = 10...60_000
+    /// 16 MiB is 4,096 pages for one fault.
+    static let readAheadMax: ClosedRange<UInt64> = 0...16 << 20
+    /// Each device has two threads and a few descriptors.
+    static let devicesMax = 1...4096
+    /// One page to 1 PiB.
+    static let deviceSize: ClosedRange<UInt64> = 4096...1 << 50
+    static let memoryMax: ClosedRange<UInt64> = 1 << 20...1 << 50
+}
+
+extension FaultSpin: CustomStringConvertible {
+    public var description: String {
+        switch self {
+        case .automatic: "auto"
+        case .microseconds(let value): "\(value)"
+        }
+    }
+}

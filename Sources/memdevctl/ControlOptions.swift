@@ -1,0 +1,59 @@
+import ArgumentParser
+import ControlAPI
+
+/// The options that every subcommand understands, before or after its name.
+struct ControlOptions: ParsableArguments {
+    static let defaultSocket = "/run/memdevd/control.sock"
+
+    @Option(
+        name: .customLong("socket"),
+        help: ArgumentHelp(
+            "The daemon's control socket. (default: $MEMDEV_CONTROL, else \(ControlOptions.defaultSocket))", valueName: "path"),
+        completion: .file())
+    var socketOption: String?
+
+    @Flag(help: "Print JSON, one object a line.")
+    var json = false
+
+    var socket: String {
+        socketOption ?? Environment.value("MEMDEV_CONTROL") ?? ControlOptions.defaultSocket
+    }
+
+    /// Sends `request` and returns the last line of the reply. Throws the daemon's words when it refuses.
+    func send(_ request: ControlRequest, progress: (ControlReply.Progress) -> Void = { _ in }) throws(Failure) -> ControlReply {
+        let reply = try ControlClient.connect(to: socket).send(request, progress: progress)
+        if reply.ok != true { throw Failure(.refused, reply.error ?? "the daemon refused without a reason") }
+        return reply
+    }
+
+    /// The status of `vm`.
+    func status(of vm: String) throws(Failure) -> DeviceStatus {
+        guard let status = try send(ControlRequest(.stat, vm: vm)).devices?.first else {
+            throw Failure(.protocolViolated, "the daemon's answer about '\(vm)' has no status in it")
+        }
+        return status
+    }
+}
+
+/// The argument VM of most subcommands.
+struct VMArgument: ParsableArguments {
+    @Argument(
+        help: ArgumentHelp("The VM's vm-id, as 'ls' shows it.", valueName: "vm"),
+        completion: .shellCommand("memdevctl ls --quiet 2>/dev/null"))
+    var vm: String
+
+    func validate() throws {
+        if let problem = VMIdentifier.problem(with: vm) { throw ValidationError(problem) }
+    }
+}
+
+/// Readers of option values that say exactly what is wrong.
+enum ArgumentValue {
+    @Sendable static func size(_ text: String) throws -> Size {
+        do { return try Size(text) } catch { throw ValidationError(error.description) }
+    }
+
+    @Sendable static func budget(_ text: String) throws -> Budget {
+        do { return try Budget(text) } catch { throw ValidationError(error.description) }
+    }
+}

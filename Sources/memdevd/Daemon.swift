@@ -1,0 +1,158 @@
+import ControlAPI
+import Glibc
+import Kernel
+import Logging
+import MemDeviceServer
+import RemoteRAM
+import Settings
+
+/// The daemon's life: sockets, threads, signals, systemd.
+/// Concurrency: `run` on the main thread.
+final class Daemon: Sendable {
+    private let settings: DaemonSettings
+    private let logger: Logger
+
+    init(settings: DaemonSettings, logger: Logger) {
+        self.settings = settings
+        self.logger = logger
+    }
+
+    func run() throws {
+        // Before any thread exists: they inherit the mask.
+        let signals: SignalQueue
+        do { signals = try SignalQueue() } catch { throw StartFailure("cannot receive signals: \(error)") }
+        let directory = try RunDirectory(
+            run: settings.runDirectory, state: settings.stateDirectory, vmmPath: settings.vmmSocketPath, controlPath: settings.controlSocketPath,
+            socketMode: settings.socketMode)
+        removeLeftovers()
+        let registry = makeRegistry()
+        let logger = logger
+        let server = VMMServer(socket: try directory.duplicateVMM(), registry: registry) { event in Self.log(event, logger) }
+        let control = ControlServer(
+            socket: try directory.duplicateControl(), commands: ControlCommands(registry: registry, settings: settings), logger: logger)
+        do {
+            let serving = try Thread(name: "mdd-accept") { server.run() }
+            let controlling = try Thread(name: "mdd-control") { control.run() }
+            let notify = Notify()
+            notify.ready()
+            logger.info("memdevd \(MemdevdVersion.current) serves \(settings.vmmSocketPath), swap files in \(settings.stateDirectory)")
+            waitForEnd(signals, registry, notify)
+            notify.stopping("ending")
+            server.stop()
+            control.stop()
+            serving.join()
+            controlling.join()
+        } catch {
+            throw StartFailure("cannot start a thread: \(error)")
+        }
+        logger.info("ended")
+    }
+
+    // MARK: Signals
+
+    private func waitForEnd(_ signals: borrowing SignalQueue, _ registry: DeviceRegistry, _ notify: borrowing Notify) {
+        var refused = false
+        while true {
+            let signal = signals.wait(milliseconds: notify.watchdogMilliseconds ?? -1)
+            notify.alive()
+            switch signal {
+            case SIGTERM, SIGINT:
+                if refused {
+                    logger.warning("ending although guests are paged out: they wait until they are killed")
+                    return
+                }
+                let stuck = handBackAll(registry, notify)
+                if stuck.isEmpty { return }
+                refused = true
+                logger.error(
+                    "not ending: the memory of \(stuck.joined(separator: ", ")) could not be made resident (see above); free DRAM, move or stop these VMs, or send the signal again to end all the same (their guests will wait)"
+                )
+                notify.status("refused to end: \(stuck.joined(separator: ", "))")
+            case SIGHUP:
+                logger.notice("SIGHUP: settings are read at start only; budgets can be changed with memdevctl")
+            default:
+                break
+            }
+        }
+    }
+
+    /// Makes every VM's memory resident and hands it back. Returns the VMs for which that failed.
+    private func handBackAll(_ registry: DeviceRegistry, _ notify: borrowing Notify) -> [String] {
+        var stuck: [String] = []
+        for entry in registry.all where entry.device.isRunning {
+            let name = entry.device.name
+            let away = UInt64(entry.device.table.ssdPages) << pageShift
+            if let available = HostMemory.availableBytes(), available < away + HostMemory.reserveBytes {
+                logger.error("VM \(name): \(Size(bytes: away)) are paged out, the host has \(Size(bytes: available)) available", metadata: ["vm": "\(name)"])
+                stuck.append(name)
+                continue
+            }
+            notify.status("making VM \(name) resident")
+            logger.notice("making \(Size(bytes: away)) resident to hand the memory back", metadata: ["vm": "\(name)"])
+            if !entry.device.releaseMapper(keepGoing: { true }) { stuck.append(name) }
+        }
+        return stuck
+    }
+
+    // MARK: Set-up
+
+    private func makeRegistry() -> DeviceRegistry {
+        let settings = settings
+        let logger = logger
+        var limits = DeviceRegistry.Limits()
+        limits.devicesMax = settings.devicesMax
+        limits.deviceBytesMax = settings.deviceSizeMax
+        limits.budgetBytesMax = settings.memoryMax
+        return DeviceRegistry(
+            limits: limits, settings: { vm, bytes in Self.deviceSettings(settings, vm: vm, bytes: bytes) },
+            configured: { vm in DeviceRegistry.Configured(bytes: settings.vms[vm]?.size, keep: settings.vms[vm]?.keep ?? false) },
+            onEvent: { vm, event in Self.log(event, vm: vm, logger) })
+    }
+
+    private static func deviceSettings(_ settings: DaemonSettings, vm: String, bytes: UInt64) -> DeviceSettings {
+        var device = DeviceSettings(swapDirectory: settings.stateDirectory)
+        device.budgetPages = settings.budgetBytes(vm: vm, size: bytes) >> pageShift
+        device.graceMilliseconds = Int64(settings.dmaGraceMilliseconds(vm: vm))
+        device.scanMilliseconds = Int64(settings.scanIntervalMilliseconds)
+        device.readAheadPagesMax = settings.readAheadMax >> pageShift
+        switch settings.faultSpin {
+        case .automatic: device.faultSpinMicroseconds = Placement.spinMicroseconds(processors: Placement.processors)
+        case .microseconds(let time): device.faultSpinMicroseconds = Int64(time)
+        }
+        return device
+    }
+
+    /// Swap files of a daemon that did not end cleanly: nobody can read them any more.
+    private func removeLeftovers() {
+        for name in DirectoryListing.names(settings.stateDirectory) where name.hasSuffix(".swap") {
+            logger.notice("removing \(settings.stateDirectory)/\(name), left by a memdevd that did not end cleanly")
+            _ = unlink(settings.stateDirectory + "/" + name)
+        }
+    }
+
+    // MARK: Log
+
+    private static func log(_ event: ServerEvent, _ logger: Logger) {
+        let metadata: Logger.Metadata = event.vm.map { ["vm": "\($0)"] } ?? [:]
+        switch event {
+        case .refused, .orphaned, .tooManyConnections, .acceptFailed: logger.warning("\(event)", metadata: metadata)
+        case .attached, .started, .released: logger.info("\(event)", metadata: metadata)
+        case .connectionFailed: logger.notice("\(event)", metadata: metadata)
+        }
+    }
+
+    private static func log(_ event: DeviceEvent, vm: String, _ logger: Logger) {
+        let metadata: Logger.Metadata = ["vm": "\(vm)"]
+        switch event {
+        case .mapperGone: logger.debug("\(event)", metadata: metadata)
+        case .diskRecovered: logger.notice("\(event)", metadata: metadata)
+        case .mapperAtFault, .readFailed, .writeFailed: logger.warning("\(event)", metadata: metadata)
+        case .poisoned, .checksumWrong, .slotRetired, .diskFull, .kernelRefused: logger.error("\(event)", metadata: metadata)
+        }
+    }
+}
+
+extension RunDirectory {
+    func duplicateVMM() throws -> MessageSocket { MessageSocket(try vmm.descriptor.duplicate()) }
+    func duplicateControl() throws -> MessageSocket { MessageSocket(try control.descriptor.duplicate()) }
+}

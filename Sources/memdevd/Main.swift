@@ -1,0 +1,44 @@
+import ArgumentParser
+import ControlAPI
+import Glibc
+import Kernel
+import Logging
+
+@main
+struct Memdevd: ParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "memdevd",
+        abstract: "Owns the RAM of virtual machines: keeps each within its DRAM budget and pages the rest to an SSD.",
+        discussion: """
+            VMMs connect to RUN-DIRECTORY/memdevd.sock, operators with memdevctl to RUN-DIRECTORY/control.sock.
+            SIGTERM makes every VM's memory resident, hands it back and ends; when the host has no room for that, memdevd says for which VMs and
+            goes on. A second SIGTERM ends it all the same: guests then wait, and lose nothing, until they are killed.
+
+            Exit status: 0 clean end, 1 the host cannot run it (the message says what to do), 64 usage, 78 wrong settings.
+            """,
+        version: MemdevdVersion.current)
+
+    @OptionGroup var options: Options
+
+    func run() throws {
+        let settings = try options.load()
+        LoggingSystem.bootstrap { StreamLogHandler.standardError(label: $0) }
+        var logger = Logger(label: "memdevd")
+        logger.logLevel = Logger.Level(rawValue: settings.logLevel.rawValue) ?? .info
+        do {
+            let problems = HostChecks.problems()
+            for problem in problems { logger.error("\(problem)") }
+            if !problems.isEmpty { throw ExitCode(1) }
+            try Daemon(settings: settings, logger: logger).run()
+        } catch let failure as StartFailure {
+            logger.error("\(failure)")
+            throw ExitCode(1)
+        }
+    }
+}
+
+/// Why the daemon cannot start, with what to do.
+struct StartFailure: Error, CustomStringConvertible {
+    let description: String
+    init(_ description: String) { self.description = description }
+}

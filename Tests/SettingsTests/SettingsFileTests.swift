@@ -1,0 +1,136 @@
+import ControlAPI
+import Settings
+import Testing
+
+@Suite struct SettingsFileTests {
+    @Test("An empty file, a comment and a null document are the defaults", arguments: ["", "# nothing\n", "---\n", "null\n", "{}\n"])
+    func defaults(yaml: String) throws {
+        #expect(try DaemonSettings.parse(yaml: yaml, path: "f") == DaemonSettings())
+    }
+
+    @Test("Every key is read") func everyKey() throws {
+        let settings = try DaemonSettings.parse(
+            yaml: """
+                run-directory: /run/other/
+                state-directory: "/srv/swap files"
+                socket-mode: 0600
+                default-budget: 50%
+                dma-grace-milliseconds: 0
+                scan-interval-milliseconds: 250
+                fault-spin-microseconds: 30
+                read-ahead-max: 0
+                devices-max: 3
+                device-size-max: 1T
+                memory-max: 64 GiB
+                log-level: debug
+                vms:
+                  web1: { budget: 512M, dma-grace-milliseconds: 5000, size: 1G, keep: true }
+                  10: { budget: 10% }
+                  empty:
+                """, path: "f")
+        var expected = DaemonSettings()
+        expected.runDirectory = "/run/other"
+        expected.stateDirectory = "/srv/swap files"
+        expected.socketMode = 0o600
+        expected.defaultBudget = .percent(50)
+        expected.dmaGraceMilliseconds = 0
+        expected.scanIntervalMilliseconds = 250
+        expected.faultSpin = .microseconds(30)
+        expected.readAheadMax = 0
+        expected.devicesMax = 3
+        expected.deviceSizeMax = 1 << 40
+        expected.memoryMax = 64 << 30
+        expected.logLevel = .debug
+        var web = VMSettings()
+        web.budget = .bytes(512 << 20)
+        web.dmaGraceMilliseconds = 5000
+        web.size = 1 << 30
+        web.keep = true
+        var ten = VMSettings()
+        ten.budget = .percent(10)
+        expected.vms = ["web1": web, "10": ten, "empty": VMSettings()]
+        #expect(settings == expected)
+        #expect(settings.budgetBytes(vm: "web1", size: 1 << 30) == 512 << 20)
+        #expect(settings.budgetBytes(vm: "other", size: 1 << 30) == 512 << 20)
+        #expect(settings.dmaGraceMilliseconds(vm: "web1") == 5000)
+        #expect(settings.dmaGraceMilliseconds(vm: "10") == 0)
+    }
+
+    @Test("Printed settings read back as the same") func printedReadsBack() throws {
+        var settings = DaemonSettings()
+        settings.stateDirectory = "/a \"b\"\\ ä: #\u{1}"
+        settings.memoryMax = 1 << 30
+        settings.faultSpin = .microseconds(0)
+        var vm = VMSettings()
+        vm.keep = false
+        vm.size = 4096
+        settings.vms = ["true": vm, "1e3": VMSettings()]
+        #expect(try DaemonSettings.parse(yaml: settings.yaml, path: "f") == settings)
+        #expect(try DaemonSettings.parse(yaml: DaemonSettings().yaml, path: "f") == DaemonSettings())
+    }
+
+    @Test(
+        "What is wrong is refused with its place, the reason and what to do",
+        arguments: [
+            ("scan-interval: 5", "f:1:1: unknown key 'scan-interval' (did you mean 'scan-interval-milliseconds'?)"),
+            ("\ncolour: 5", "f:2:1: unknown key 'colour': the known ones are run-directory,"),
+            ("log-level: info\nlog-level: debug", "f:1:1: 'log-level' is given more than once"),
+            ("vms: { a: {keep: true, keep: false} }", "'keep' is given more than once"),
+            ("- a", "f:1:1: the configuration must be a mapping (lines of 'key: value'), not a list"),
+            ("just text", "f:1:1: the configuration must be a mapping (lines of 'key: value'), not a single value"),
+            ("? [a]\n: 5", "a key must be a plain name, not a list"),
+            ("log-level: [info]", "f:1:12: 'log-level' needs a single value, not a list"),
+            ("log-level:", "'log-level' has no value: write one or remove the line"),
+            ("log-level: inof", "f:1:12: log-level: 'inof' is not a log level"),
+            ("log-level: inf", "(did you mean 'info'?)"),
+            ("run-directory: run", "f:1:16: run-directory: 'run' is not an absolute path"),
+            ("run-directory: /\(String(repeating: "x", count: 94))", "this path has 95 bytes: at most 94 are possible"),
+            ("socket-mode: 888", "'888' is not a file mode"),
+            ("socket-mode: 7777", "'7777' is not a file mode"),
+            ("socket-mode: 6", "'6' is not a file mode"),
+            ("default-budget: 0%", "'0%' is not a whole percentage from 1% to 100%"),
+            ("default-budget: 1K", "a budget of 1KiB is too small: the least is 64KiB"),
+            ("dma-grace-milliseconds: 1s", "'1s' is not a number: expected a whole number of milliseconds from 0 to 600000"),
+            ("dma-grace-milliseconds: -1", "-1 is out of range: expected a whole number of milliseconds from 0 to 600000"),
+            ("dma-grace-milliseconds: 600001", "600001 is out of range"),
+            ("scan-interval-milliseconds: 9", "9 is out of range: expected a whole number of milliseconds from 10 to 60000"),
+            ("fault-spin-microseconds: 1001", "'1001' is neither auto nor a whole number of microseconds from 0 to 1000"),
+            ("read-ahead-max: 1MB", "could mean powers of 1000 or of 1024"),
+            ("read-ahead-max: 5000", "5000 is not a multiple of the page size, 4KiB: the next lower is 4KiB"),
+            ("read-ahead-max: 32M", "32MiB is out of range: expected 0 to 16MiB"),
+            ("devices-max: 0", "0 is out of range: expected a whole number from 1 to 4096"),
+            ("device-size-max: 2P", "2PiB is out of range: expected 4KiB to 1PiB"),
+            ("memory-max: 50%", "'50%' is a percentage where an amount is needed"),
+            ("vms: [a]", "f:1:6: 'vms' must be a mapping"),
+            ("vms:\n  a/b: {}", "f:2:3: vm-id 'a/b' has a character that is not allowed"),
+            ("vms:\n  a: 5", "f:2:6: VM 'a' must be a mapping"),
+            ("vms:\n  a:\n    budgt: 1G", "f:3:5: unknown key 'budgt' (did you mean 'budget'?)"),
+            ("vms:\n  a:\n    keep: yes", "f:3:11: keep: 'yes' is neither true nor false"),
+            ("log-level: info\n bad: [", "f:2:5: not valid YAML"),
+            ("a: \"\u{1}\"", "f:1:5: not valid YAML"),
+            ("log-level: *x", "not valid YAML: found undefined alias"),
+            ("a: 1\n---\nb: 2", "f:2:1: not valid YAML"),
+            ("device-size-max: 1G\nvms: { a: {size: 2G} }", "VM 'a': size 2GiB is above device-size-max 1GiB"),
+            ("memory-max: 1G\nvms: { a: {budget: 2G} }", "VM 'a': budget 2GiB is above memory-max 1GiB"),
+        ])
+    func refuses(yaml: String, message: String) {
+        let error = #expect(throws: SettingsError.self) { try DaemonSettings.parse(yaml: yaml, path: "f") }
+        #expect(error?.description.contains(message) == true, "\(error?.description ?? "no error")")
+    }
+
+    @Test("Everything that is wrong is reported at once, in the order of the file") func reportsAll() {
+        let error = #expect(throws: SettingsError.self) {
+            try DaemonSettings.parse(yaml: "socket-mode: x\nlog-level: x\nvms:\n  a: {keep: x}\n", path: "f")
+        }
+        #expect(
+            error?.problems.map(\.place) == [
+                .position(file: "f", line: 1, column: 14), .position(file: "f", line: 2, column: 12),
+                .position(file: "f", line: 4, column: 13),
+            ])
+    }
+
+    @Test("The longest run directory is accepted") func longestRunDirectory() throws {
+        let path = "/" + String(repeating: "x", count: 93)
+        #expect(try DaemonSettings.parse(yaml: "run-directory: \(path)", path: "f").vmmSocketPath.utf8.count == 107)
+    }
+}
