@@ -7,6 +7,7 @@
 #include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
@@ -111,10 +112,15 @@ int64_t cvhost_seek_data(int fd, int64_t offset)
 	return at < 0 ? -errno : at;
 }
 
-int64_t cvhost_seek_hole(int fd, int64_t offset)
+#ifndef SYS_cachestat // Linux 6.5, the same number on every architecture
+#define SYS_cachestat 451
+#endif
+
+int64_t cvhost_cached_pages(int fd, uint64_t offset, uint64_t length)
 {
-	off_t at = lseek(fd, offset, SEEK_HOLE);
-	return at < 0 ? -errno : at;
+	struct { uint64_t offset, length; } range = { offset, length };
+	struct { uint64_t cached, dirty, writeback, evicted, recently_evicted; } counts;
+	return syscall(SYS_cachestat, fd, &range, &counts, 0) < 0 ? -errno : (int64_t)counts.cached;
 }
 
 int cvhost_fstat(int fd, int64_t *size, int64_t *blocks, uint32_t *mode)

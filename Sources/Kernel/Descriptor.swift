@@ -116,9 +116,11 @@ package struct Descriptor: ~Copyable, Sendable {
         if ftruncate(number, off_t(bytes)) != 0 { throw Errno(errno) }
     }
 
-    /// Whether the whole range holds data, that is has no hole. Wraps `lseek(SEEK_DATA, SEEK_HOLE)`.
-    package borrowing func isAllData(at offset: UInt64, length: UInt64) -> Bool {
-        guard cvhost_seek_data(number, Int64(offset)) == Int64(offset) else { return false }
-        return cvhost_seek_hole(number, Int64(offset)) >= Int64(offset + length)
+    /// Whether all pages of the range are in the page cache: of a memfd, that it has no hole there (and nothing swapped out). Wraps `cachestat(2)`.
+    package borrowing func isAllCached(at offset: UInt64, length: UInt64) -> Bool {
+        cvhost_cached_pages(number, offset, length) == Int64(length >> 12)
     }
+
+    /// Whether there is data, and no hole, at an offset. Wraps `lseek(SEEK_DATA)`.
+    package borrowing func isData(at offset: UInt64) -> Bool { cvhost_seek_data(number, Int64(offset)) == Int64(offset) }
 }

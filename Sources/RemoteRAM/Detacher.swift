@@ -135,8 +135,9 @@ final class Detacher {
 
     /// A hole in a resident run: the VMM has discarded the page by itself. Its slot is not its content any more.
     private func noteHoles(_ run: PageRange) {
-        if core.memfd.isAllData(at: run.offset, length: run.bytes) { return }
-        for page in run.start..<run.end where !core.memfd.isAllData(at: page << pageShift, length: UInt64(pageBytes)) {
+        // SEEK_HOLE would answer in one call too, but walks to the end of the data, however far that is.
+        if core.memfd.isAllCached(at: run.offset, length: run.bytes) { return }
+        for page in run.start..<run.end where !core.memfd.isData(at: page << pageShift) {
             _ = core.table.noteDiscarded(page)
         }
     }

@@ -7,6 +7,11 @@ extension DaemonSettings {
     /// Names of the keys that have one value, in the order in which they are printed.
     public static var keyNames: [String] { SettingKey<DaemonSettings>.all.map(\.name) }
 
+    /// The default of the key `name` as it is written in a file; empty for a name that is no key.
+    public static func defaultText(of name: String) -> String {
+        SettingKey<DaemonSettings>.all.first { $0.name == name }?.text(DaemonSettings()) ?? ""
+    }
+
     /// What the command line says: values as texts, by key.
     public struct Overrides: Sendable, Equatable {
         /// Values of the keys in `DaemonSettings.keyNames`; a key that is absent is not overridden.

@@ -12,7 +12,9 @@ struct Evict: ParsableCommand {
     @OptionGroup var control: ControlOptions
 
     func run() throws {
-        try PagingCommand(verb: "paging out", request: ControlRequest(.evict, vm: target.vm, bytes: bytes?.bytes), control: control).run()
+        try PagingCommand(
+            verb: "paging out", past: "paged out", request: ControlRequest(.evict, vm: target.vm, bytes: bytes?.bytes), control: control
+        ).run()
     }
 }
 
@@ -25,13 +27,14 @@ struct Load: ParsableCommand {
     @OptionGroup var control: ControlOptions
 
     func run() throws {
-        try PagingCommand(verb: "paging in", request: ControlRequest(.load, vm: target.vm), control: control).run()
+        try PagingCommand(verb: "paging in", past: "paged in", request: ControlRequest(.load, vm: target.vm), control: control).run()
     }
 }
 
 /// A request that takes a while: a progress bar on a terminal, the outcome at the end.
 struct PagingCommand {
     let verb: String
+    let past: String
     let request: ControlRequest
     let control: ControlOptions
 
@@ -41,8 +44,14 @@ struct PagingCommand {
         let reply = try control.send(request) { bar.show($0) }
         bar.finish()
         if control.json { return try Output.json(reply) }
-        guard let status = reply.devices?.first else { return }
-        print("\(status.vm): resident \(Figure.size(status.resident)), on ssd \(Figure.size(status.ssd)), zero \(Figure.size(status.zero))")
-        for event in status.events.suffix(1) where status.poisoned > 0 { StandardError.print("\(status.vm): \(event)") }
+        print(outcome(reply))
+    }
+
+    /// Less than was asked for is no failure: the rest was in use, pinned, or had no room.
+    private func outcome(_ reply: ControlReply) -> String {
+        let vm = request.vm ?? ""
+        guard let done = reply.progress else { return "\(vm): \(past)" }
+        let asked = done.done < done.total ? " of \(Figure.size(done.total))" : ""
+        return "\(vm): \(Figure.size(done.done))\(asked) \(past)"
     }
 }

@@ -16,35 +16,34 @@ struct Options: ParsableArguments {
     @Flag(help: "Print the settings as a configuration file with every key, and exit.")
     var printConfig = false
 
-    @Option(help: ArgumentHelp("Where the sockets are. (default: /run/memdevd)", valueName: "directory"))
+    @Option(help: Options.help("run-directory", "Where the sockets are.", "directory"))
     var runDirectory: String?
-    @Option(help: ArgumentHelp("Where the swap files are; on the SSD. (default: /var/lib/memdevd)", valueName: "directory"))
+    @Option(help: Options.help("state-directory", "Where the swap files are; on the SSD.", "directory"))
     var stateDirectory: String?
-    @Option(help: ArgumentHelp("Permissions of the sockets. (default: 0660)", valueName: "octal"))
+    @Option(help: Options.help("socket-mode", "Permissions of the sockets.", "octal"))
     var socketMode: String?
     @Option(
-        help: ArgumentHelp(
-            "DRAM that a VM may hold if nothing else is said of it: a size or a percentage of the VM's. (default: 100%)",
-            valueName: "size|%"))
+        help: Options.help(
+            "default-budget", "DRAM that a VM may hold if nothing else is said of it: a size or a percentage of the VM's.", "size|%"))
     var defaultBudget: String?
     @Option(
-        help: ArgumentHelp(
-            "A page leaves DRAM only after it has been unwritten for this long; must exceed the guest's slowest I/O. (default: 1000)",
-            valueName: "ms"))
+        help: Options.help(
+            "dma-grace-milliseconds",
+            "A page leaves DRAM only after it has been unwritten for this long; must exceed the guest's slowest I/O.", "ms"))
     var dmaGraceMilliseconds: String?
-    @Option(help: ArgumentHelp("Time between two looks at which pages were written. (default: 500)", valueName: "ms"))
+    @Option(help: Options.help("scan-interval-milliseconds", "Time between two looks at which pages were written.", "ms"))
     var scanIntervalMilliseconds: String?
-    @Option(help: ArgumentHelp("How long a fault thread polls before it sleeps: auto or 0 to 1000. (default: auto)", valueName: "µs|auto"))
+    @Option(help: Options.help("fault-spin-microseconds", "How long a fault thread polls before it sleeps: auto or 0 to 1000.", "µs|auto"))
     var faultSpinMicroseconds: String?
-    @Option(help: ArgumentHelp("Most to read around a faulting page; 0: nothing. (default: 1MiB)", valueName: "size"))
+    @Option(help: Options.help("read-ahead-max", "Most to read around a faulting page; 0: nothing.", "size"))
     var readAheadMax: String?
-    @Option(help: ArgumentHelp("Most VMs at a time. (default: 64)", valueName: "count"))
+    @Option(help: Options.help("devices-max", "Most VMs at a time.", "count"))
     var devicesMax: String?
-    @Option(help: ArgumentHelp("Largest VM. (default: 16TiB)", valueName: "size"))
+    @Option(help: Options.help("device-size-max", "Largest VM.", "size"))
     var deviceSizeMax: String?
-    @Option(help: ArgumentHelp("DRAM for the budgets of all VMs together, or none. (default: none)", valueName: "size|none"))
+    @Option(help: Options.help("memory-max", "DRAM for the budgets of all VMs together, or none.", "size|none"))
     var memoryMax: String?
-    @Option(help: ArgumentHelp("trace, debug, info, notice, warning, error or critical. (default: info)", valueName: "level"))
+    @Option(help: Options.help("log-level", "trace, debug, info, notice, warning, error or critical.", "level"))
     var logLevel: String?
     @Option(
         name: .customLong("vm"),
@@ -67,14 +66,25 @@ struct Options: ParsableArguments {
         }
         // The text is printed with a line feed after it.
         if printConfig { throw CleanExit.message(String(settings.yaml.dropLast())) }
-        if checkConfig { throw CleanExit.message("\(config ?? DaemonSettings.defaultFile): the settings are right") }
+        if checkConfig { throw CleanExit.message("\(source): the settings are right") }
         return settings
+    }
+
+    /// What was checked, for a person.
+    private var source: String {
+        if let config { return config }
+        return access(DaemonSettings.defaultFile, F_OK) == 0 ? DaemonSettings.defaultFile : "no file \(DaemonSettings.defaultFile)"
     }
 
     /// Whole lines at once; what cannot be written there has no other place to go.
     private static func printToStandardError(_ text: String) {
         let bytes = Array(text.utf8)
         _ = write(STDERR_FILENO, bytes, bytes.count)
+    }
+
+    /// Help for the key `name`: text, default, and what the value is.
+    private static func help(_ name: String, _ text: String, _ valueName: String) -> ArgumentHelp {
+        ArgumentHelp("\(text) (default: \(DaemonSettings.defaultText(of: name)))", valueName: valueName)
     }
 
     private var overrides: DaemonSettings.Overrides {

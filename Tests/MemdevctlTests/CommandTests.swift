@@ -91,6 +91,13 @@ import Testing
         #expect(try memdevctl("release", "web1", replies: ControlReply(ok: true)).1 == [ControlRequest(.release, vm: "web1")])
     }
 
+    @Test("evict says how much of what was asked for is done") func evictOutcome() throws {
+        let reply = ControlReply(ok: true, progress: .init(done: 1 << 20, total: 4 << 20))
+        #expect(try memdevctl("evict", "web1", replies: reply).0.output == "web1: 1.0 MiB of 4.0 MiB paged out\n")
+        let all = ControlReply(ok: true, progress: .init(done: 4 << 20, total: 4 << 20))
+        #expect(try memdevctl("load", "web1", replies: all).0.output == "web1: 4.0 MiB paged in\n")
+    }
+
     @Test("watch prints a line of JSON per interval") func watch() throws {
         let daemon = FakeDaemon(
             ControlReply(ok: true, devices: [.example(faults: 1000)]), ControlReply(ok: true, devices: [.example(faults: 5000)]))

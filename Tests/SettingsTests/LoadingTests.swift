@@ -24,7 +24,7 @@ import Testing
             let settings = try DaemonSettings.load(file: path, overrides: overrides)
             #expect(settings.logLevel == .debug)
             #expect(settings.devicesMax == 7)
-            #expect(settings.scanIntervalMilliseconds == 100)
+            #expect(settings.scanIntervalMilliseconds == DaemonSettings().scanIntervalMilliseconds)
             #expect(settings.vms["a"]?.keep == false)
             #expect(settings.vms["a"]?.size == 1 << 30)
             #expect(settings.vms["b"]?.budget == .percent(50))

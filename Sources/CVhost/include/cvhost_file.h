@@ -31,10 +31,11 @@ int64_t cvhost_read(int fd, void *buffer, uint64_t length);
 
 int64_t cvhost_write(int fd, const void *buffer, uint64_t length);
 
-// First byte of data at or after offset (SEEK_DATA), or of a hole (SEEK_HOLE); -ENXIO past the last.
+// First byte of data at or after offset (SEEK_DATA); -ENXIO past the last.
 int64_t cvhost_seek_data(int fd, int64_t offset);
 
-int64_t cvhost_seek_hole(int fd, int64_t offset);
+// Pages of a range that are in the page cache (for a memfd: that exist and are not swapped out). cachestat(2), Linux 6.5.
+int64_t cvhost_cached_pages(int fd, uint64_t offset, uint64_t length);
 
 // Size in bytes, 512-byte blocks that it occupies, and file type with permissions (st_mode).
 int cvhost_fstat(int fd, int64_t *size, int64_t *blocks, uint32_t *mode);

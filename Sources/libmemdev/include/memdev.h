@@ -67,7 +67,8 @@ struct memdev_options {
                                         discard by message and detach wait without limit (or for the end of memdevd). */
 
     /** A range cannot be read back (disk error, checksum): touching it raises SIGBUS. Optional. Called on the
-     *  library's thread "memdev-channel"; may call any function of this library but memdev_close(). */
+     *  library's thread "memdev-channel", perhaps before memdev_map() returns; may call any function of this library
+     *  but memdev_close(). */
     void (*page_poisoned)(void *context, uint64_t offset, uint64_t size, int error);
     /** memdevd stops and asks for memdev_detach(MEMDEV_RESIDENT). Optional; same thread and rules. */
     void (*detach_requested)(void *context, uint32_t reason);
