@@ -70,8 +70,8 @@ final class ReclaimThread {
         let resident = table.residentPages
         let budget = core.budget
         if let eviction {
-            let left = resident - eviction.targetPages
-            if left > 0 { return (left, true) }
+            let left = eviction.pagesLeft
+            if left > 0, resident > 0 { return (min(left, resident), true) }
             finishEviction()
         }
         if resident > budget.high || (core.faultsParked.load(ordering: .relaxed) && resident > budget.low) { return (resident - budget.low, false) }
@@ -253,14 +253,13 @@ final class ReclaimThread {
 package final class EvictRequests: Sendable {
     package final class Request: Sendable {
         fileprivate let pages: UInt64
-        private let target = Atomic<Int64>(0)
+        private let wanted = Atomic<UInt64>(0)
+        /// Pages that have left DRAM for this order. A guest that runs brings some back meanwhile: they are not taken twice.
         package let freed = Atomic<UInt64>(0)
         package let isDone = Atomic<Bool>(false)
         package init(pages: UInt64) { self.pages = pages }
-        fileprivate var targetPages: Int64 { target.load(ordering: .relaxed) }
-        fileprivate func begin(residentPages: Int64) {
-            target.store(max(0, residentPages - Int64(clamping: pages)), ordering: .relaxed)
-        }
+        fileprivate var pagesLeft: Int64 { Int64(clamping: wanted.load(ordering: .relaxed)) - Int64(clamping: freed.load(ordering: .relaxed)) }
+        fileprivate func begin(residentPages: Int64) { wanted.store(min(pages, UInt64(max(0, residentPages))), ordering: .relaxed) }
     }
 
     private let waiting = Mutex<[Request]>([])

@@ -30,7 +30,7 @@ def grouped_bars(path, title, axis, groups, series, values, logarithmic=False, l
     low = min(measured + ([line[0]] if line else [])) / 1.6 if logarithmic else 0
     group_width = len(series) * BAR
     width = LEFT + RIGHT + GROUP_GAP + len(groups) * (group_width + GROUP_GAP)
-    width = max(width, 560, 7 * len(title) + 40)
+    width = max(width, LEFT + RIGHT + 10 * len(title), LEFT + RIGHT + sum(34 + 7 * len(name) for name in series))
     bottom = HEIGHT - BOTTOM
 
     def y(value):

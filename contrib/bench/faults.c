@@ -6,8 +6,8 @@
  *
  *     zero rounds=R batch=N            cold touches of pages never written
  *     fill                             writes every page of both memories (then the driver pages the device out)
- *     ssd rounds=R batch=N load=P      cold touches of pages on the SSD while a second thread writes P other pages a second
- *                                      in memdevd's upper half (0: none), so that its page-out runs
+ *     ssd rounds=R batch=N load=P prelude=Q   cold touches of pages on the SSD while a second thread writes P other pages a second
+ *                                      in memdevd's upper half (0: none), after Q written at once, so that its page-out runs
  *     quit
  *
  * A round is one batch of random, never repeated pages of memdevd, one of the floor with its handler on the faulting
@@ -17,7 +17,6 @@
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdio.h>
-#include <unistd.h>
 
 #include "content.h"
 #include "floor.h"
@@ -75,25 +74,25 @@ struct load {
     uint64_t written;
 };
 
-static uint32_t load_generation;
+/** Writes the next page of the upper half, checking what it holds. One thread at a time. */
+static void load_write(void) {
+    static uint32_t position, generation;
+    uint32_t first = (uint32_t)(memdevd.size / PAGE_BYTES / 2), page = first + position;
+    volatile uint64_t *words = (volatile uint64_t *)(void *)(memdevd.base + (uint64_t)page * PAGE_BYTES);
+    content_check(words, seed, page, generation, WORDS_PER_TOUCH, page);
+    content_write(words, seed, page, generation + 1);
+    if (++position == first) {
+        position = 0;
+        generation++;
+    }
+}
 
 static void *load_run(void *argument) {
     struct load *load = argument;
-    uint32_t first = (uint32_t)(memdevd.size / PAGE_BYTES / 2), count = first;
-    static uint32_t position;
     uint64_t begin = now_nanoseconds();
     while (!atomic_load_explicit(&load->stop, memory_order_relaxed)) {
-        for (int i = 0; i < LOAD_STEP_PAGES; i++, load->written++) {
-            uint32_t page = first + position;
-            volatile uint64_t *words = (volatile uint64_t *)(void *)(memdevd.base + (uint64_t)page * PAGE_BYTES);
-            if (load_generation > 0 || filled)
-                content_check(words, seed, page, load_generation, WORDS_PER_TOUCH, position);
-            content_write(words, seed, page, load_generation + 1);
-            if (++position == count) {
-                position = 0;
-                load_generation++;
-            }
-        }
+        for (int i = 0; i < LOAD_STEP_PAGES; i++, load->written++)
+            load_write();
         uint64_t due = begin + load->written * 1000000000u / load->pages_per_second, now = now_nanoseconds();
         if (due > now) {
             struct timespec pause = {.tv_sec = (time_t)((due - now) / 1000000000u), .tv_nsec = (long)((due - now) % 1000000000u)};
@@ -113,20 +112,20 @@ static void print_series(const struct series *series, const char *name) {
     memcpy(sorted, series->batch_p50, sizeof sorted);
     qsort(sorted, series->batches, sizeof *sorted, compare_double);
     printf("\"%s\":{\"faults\":%" PRIu64 ",\"per_second\":%.0f,\"batch_p50\":%.2f,", name, series->latency.count,
-           (double)series->latency.count / (series->nanoseconds / 1e9), series->batches ? sorted[series->batches / 2] : 0.0);
+           series->nanoseconds > 0 ? (double)series->latency.count / (series->nanoseconds / 1e9) : 0, series->batches ? sorted[series->batches / 2] : 0.0);
     histogram_print(stdout, &series->latency);
     printf("}");
 }
 
-static void measure(uint32_t rounds, uint32_t pages, uint32_t load_pages) {
+static void measure(uint32_t rounds, uint32_t pages, uint32_t load_pages, uint32_t prelude_pages) {
     static struct series series[SERIES];
     memset(series, 0, sizeof series);
     uint32_t available = (uint32_t)(memdevd.size / PAGE_BYTES / 2);
     struct load load = {.pages_per_second = load_pages};
+    while (prelude_pages-- > 0)
+        load_write(); /* until the budget is full, so that page-out runs from the first touch on */
     if (load_pages && pthread_create(&load.thread, NULL, load_run, &load) != 0)
         errx(1, "thread");
-    if (load_pages)
-        usleep(300000); /* until page-out runs */
     for (uint32_t round = 0; round < rounds && round < 256; round++) {
         if (taken[0] + pages > available)
             break; /* no untouched page is left */
@@ -193,9 +192,9 @@ int main(int count, char **arguments) {
     fflush(stdout);
     for (char line[128]; fgets(line, sizeof line, stdin);) {
         if (strncmp(line, "zero", 4) == 0)
-            measure(number_of(line, "rounds=", 12), number_of(line, "batch=", 1000), 0);
+            measure(number_of(line, "rounds=", 12), number_of(line, "batch=", 1000), 0, 0);
         else if (strncmp(line, "ssd", 3) == 0)
-            measure(number_of(line, "rounds=", 12), number_of(line, "batch=", 1000), number_of(line, "load=", 0));
+            measure(number_of(line, "rounds=", 12), number_of(line, "batch=", 1000), number_of(line, "load=", 0), number_of(line, "prelude=", 0));
         else if (strcmp(line, "fill\n") == 0)
             fill();
         else if (strcmp(line, "quit\n") == 0)

@@ -43,7 +43,10 @@ class Program:
                 raise ProgramError(f"{self.name} ended with status {self.process.returncode}: {self.complaint() or 'no message'}")
             self.buffer += piece or b""
         line, _, self.buffer = self.buffer.partition(b"\n")
-        value = json.loads(line)
+        try:
+            value = json.loads(line)
+        except ValueError:
+            raise ProgramError(f"{self.name} answered no JSON: {line[:200]!r}") from None
         if "error" in value:
             raise ProgramError(f"{self.name}: {value['error']}")
         return value
@@ -87,7 +90,7 @@ class Program:
 class Daemon:
     """memdevd in directories of its own."""
 
-    def __init__(self, binaries, directory, budget, log_level="info"):
+    def __init__(self, binaries, directory, budget, options=(), log_level="info"):
         self.ctl_binary = binaries["memdevctl"]
         self.directory = directory
         self.run_directory = tempfile.mkdtemp(prefix="memdevd-bench-", dir="/run" if os.access("/run", os.W_OK) else None)
@@ -95,7 +98,7 @@ class Daemon:
         os.makedirs(self.state_directory, exist_ok=True)
         self.log = tempfile.TemporaryFile(dir="/dev/shm")  # memory: the daemon's own writes to disk are being counted
         command = [binaries["memdevd"], "--run-directory", self.run_directory, "--state-directory", self.state_directory,
-                   "--default-budget", str(budget), "--log-level", log_level]
+                   "--default-budget", str(budget), "--log-level", log_level, *options]
         self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log)
         self.socket = os.path.join(self.run_directory, "memdevd.sock")
         self.control = os.path.join(self.run_directory, "control.sock")

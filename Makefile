@@ -1,0 +1,78 @@
+# memdevd: `make demo` runs the main job, `make test` passes the tests; both install what they need (Debian, root).
+
+SWIFT      ?= swift
+CC         ?= cc
+DESTDIR    ?=
+PREFIX     ?= /usr
+LIBDIR     ?= $(PREFIX)/lib/$(shell $(CC) -dumpmachine 2>/dev/null || echo lib)
+BUILD      := .build
+RELEASE    := $(BUILD)/release
+LIBSOURCES := $(wildcard Sources/libmemdev/*.c)
+CFLAGS_LIB := -std=gnu11 -O2 -g -fPIC -Wall -Wextra -Werror -fvisibility=hidden
+
+.PHONY: all build demo test check bench fuzz install clean deps lint format help
+
+help:
+	@echo 'make demo     boot a stock QEMU Linux guest whose RAM memdevd owns, with DRAM for half of it'
+	@echo 'make test     unit tests, tests of libmemdev, fuzz corpora, QEMU end to end'
+	@echo 'make check    format lint, warnings as errors, unit tests under Address- and ThreadSanitizer'
+	@echo 'make bench    figures against kernel swap and a bare C fault handler: table, JSON, SVG in bench-out/'
+	@echo 'make fuzz     the decoders under libFuzzer for a bounded time (SECONDS=60 each)'
+	@echo 'make install  into DESTDIR=$(DESTDIR) PREFIX=$(PREFIX)'
+
+all: build
+
+# Debian packages: asked for only when something is missing, so that the second run costs nothing.
+deps:
+	@contrib/install-dependencies build
+
+build: deps $(RELEASE)/libmemdev.so
+	$(SWIFT) build -c release --static-swift-stdlib --product memdevd
+	$(SWIFT) build -c release --static-swift-stdlib --product memdevctl
+
+$(RELEASE)/libmemdev.so: $(LIBSOURCES) $(wildcard Sources/libmemdev/*.h Sources/libmemdev/include/*.h)
+	@mkdir -p $(dir $@)
+	$(CC) -shared $(CFLAGS_LIB) $(LIBSOURCES) -o $@ -ldl -lpthread
+
+demo: build
+	MEMDEVD=$(RELEASE)/memdevd MEMDEVCTL=$(RELEASE)/memdevctl LIBMEMDEV=$(RELEASE)/libmemdev.so contrib/demo/demo
+
+test: build
+	@contrib/install-dependencies test
+	Tests/run
+
+check: deps lint
+	$(SWIFT) build --build-tests --scratch-path .build-check -Xswiftc -warnings-as-errors
+	$(SWIFT) test --scratch-path .build-check --skip-build
+	Tests/sanitize address
+	Tests/sanitize thread
+
+lint:
+	$(SWIFT) format lint --strict --parallel --recursive Package.swift Sources Tests
+
+format:
+	$(SWIFT) format --in-place --parallel --recursive Package.swift Sources Tests
+
+bench: build
+	@contrib/install-dependencies bench
+	MEMDEVD=$(RELEASE)/memdevd MEMDEVCTL=$(RELEASE)/memdevctl contrib/bench/bench $(BENCH)
+
+SECONDS ?= 60
+fuzz: deps
+	Tests/Fuzz/run --seconds $(SECONDS)
+
+install: build
+	install -D -m 755 $(RELEASE)/memdevd $(DESTDIR)$(PREFIX)/sbin/memdevd
+	install -D -m 755 $(RELEASE)/memdevctl $(DESTDIR)$(PREFIX)/bin/memdevctl
+	install -D -m 644 $(RELEASE)/libmemdev.so $(DESTDIR)$(LIBDIR)/libmemdev.so
+	install -D -m 644 Sources/libmemdev/include/memdev.h $(DESTDIR)$(PREFIX)/include/memdev.h
+	install -D -m 644 contrib/systemd/memdevd.service $(DESTDIR)$(PREFIX)/lib/systemd/system/memdevd.service
+	install -D -m 644 contrib/memdevd.yaml $(DESTDIR)/etc/memdevd/memdevd.yaml
+	for page in contrib/man/*; do install -D -m 644 $$page $(DESTDIR)$(PREFIX)/share/man/man$${page##*.}/$${page##*/}; done
+	install -d $(DESTDIR)$(PREFIX)/share/bash-completion/completions $(DESTDIR)$(PREFIX)/share/zsh/vendor-completions $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d
+	$(RELEASE)/memdevctl --generate-completion-script bash > $(DESTDIR)$(PREFIX)/share/bash-completion/completions/memdevctl
+	$(RELEASE)/memdevctl --generate-completion-script zsh > $(DESTDIR)$(PREFIX)/share/zsh/vendor-completions/_memdevctl
+	$(RELEASE)/memdevctl --generate-completion-script fish > $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/memdevctl.fish
+
+clean:
+	rm -rf .build .build-* bench-out demo-out fuzz-out
