@@ -28,7 +28,8 @@ final class Detacher {
     private struct PutBack {
         var box: PipeBox
         var pages: [PageIndex]
-        var written: Set<PageIndex>
+        /// One for each of `pages`.
+        var written: [Bool]
         var due: Int64
     }
 
@@ -101,13 +102,13 @@ final class Detacher {
                 core.report(.kernelRefused("punching \(run) out of the memory", error))
             }
         }
-        let written: Set<PageIndex>
+        let written: [Bool]
         do throws(Errno) {
             written = try scanner.written(among: held)
         } catch {
             // Cannot judge: everything counts as written.
             if error == .noProcess { core.noteMapperGone() } else { core.report(.kernelRefused("judging detached pages", error)) }
-            written = Set(held)
+            written = [Bool](repeating: true, count: held.count)
         }
         return finish(held, written, box)
     }
@@ -177,19 +178,17 @@ final class Detacher {
         if core.table.finishDetach(page).waiting { core.mapper.wake(PageRange(page, page + 1)) }
     }
 
-    private func finish(_ pages: [PageIndex], _ written: Set<PageIndex>, _ box: PipeBox) -> Int {
+    private func finish(_ pages: [PageIndex], _ written: [Bool], _ box: PipeBox) -> Int {
         var left = 0
-        var back: Set<PageIndex> = []
-        for page in pages {
-            if written.contains(page), !core.table.isDiscarded(page) {
-                back.insert(page)
-            } else {
-                release(page)
-                left += 1
-            }
+        var back = written
+        for (index, page) in pages.enumerated() {
+            if written[index], !core.table.isDiscarded(page) { continue }
+            back[index] = false
+            release(page)
+            left += 1
         }
         core.counters.pagesOut.add(UInt64(left))
-        if back.isEmpty {
+        if left == pages.count {
             discardPipe(box, pages: pages.count)
         } else if core.graceMilliseconds == 0 {
             putBack(pages, back, box)
@@ -211,10 +210,10 @@ final class Detacher {
         }
     }
 
-    private func putBack(_ pages: [PageIndex], _ written: Set<PageIndex>, _ box: PipeBox) {
+    private func putBack(_ pages: [PageIndex], _ written: [Bool], _ box: PipeBox) {
         var skipped = 0
-        for page in pages {
-            guard written.contains(page) else {
+        for (index, page) in pages.enumerated() {
+            guard written[index] else {
                 skipped += 1
                 continue
             }

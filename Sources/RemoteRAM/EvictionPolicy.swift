@@ -41,6 +41,8 @@ package struct AgingClock: EvictionPolicy {
         picked.reserveCapacity(count)
         // Two turns: the first may do no more than take everybody's last chance away.
         var left = force ? pageCount : pageCount * 2
+        // The second turn meets the pages that the first one picked, in the same order.
+        var met = 0
         while picked.count < count, left > 0 {
             if hand & (chunkPages - 1) == 0, left >= chunkPages, table.residentPages(inChunk: hand >> chunkShift) == 0 {
                 let step = min(chunkPages, pageCount - hand)
@@ -49,7 +51,11 @@ package struct AgingClock: EvictionPolicy {
                 left -= min(left, step)
                 continue
             }
-            visit(hand, table, force: force, eligible: eligible, into: &picked)
+            if met < picked.count, picked[met] == hand {
+                met += 1
+            } else {
+                visit(hand, table, force: force, eligible: eligible, into: &picked)
+            }
             advance(1)
             left -= 1
         }
@@ -67,7 +73,7 @@ package struct AgingClock: EvictionPolicy {
         case .dram:
             if !force, entry.heat & 0x0F > 0 {
                 table.setHeat(page, entry.heat - 1)
-            } else if eligible(entry), picked.last != page {
+            } else if eligible(entry) {
                 picked.append(page)
             }
         case .ssd:

@@ -35,7 +35,7 @@ final class FaultThread {
     private static let idleNanoseconds: Int64 = 1_000_000_000
     private static let parkedNanoseconds: Int64 = 2_000_000
     /// Zero pages installed beyond the one asked for when a stream is seen.
-    private static let zeroAheadPagesMax: UInt64 = 16
+    private static let zeroAheadPagesMax: UInt64 = 64
     /// Attempts of an ioctl that says EAGAIN before the page is given back and the fault raised anew.
     private static let againMax = 1000
 
@@ -202,7 +202,7 @@ final class FaultThread {
         var page = range.start
         let end = min(range.end, range.start + Self.zeroAheadPagesMax)
         while page < end, table[page].phase == .zero, core.mapper.address(of: page) != nil,
-            core.hasRoom(for: 1), table.residentPages < core.budget.low, table.claim(page, from: .zero) != nil
+            core.hasRoom(for: Int64(Self.zeroAheadPagesMax)), table.claim(page, from: .zero) != nil
         {
             page += 1
         }

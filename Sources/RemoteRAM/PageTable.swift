@@ -25,6 +25,7 @@ package final class PageTable: @unchecked Sendable {
     private let poisonedCount = Atomic<Int64>(0)
     private let dirtyCount = Atomic<Int64>(0)
     private let pinnedCount = Atomic<Int64>(0)
+    private let staleCount = Atomic<Int64>(0)
 
     /// Address space for `pageCount` × 8 bytes; memory only for what is touched.
     package init(pageCount: UInt64) throws(Errno) {
@@ -53,6 +54,8 @@ package final class PageTable: @unchecked Sendable {
     package var ssdPages: Int64 { max(0, ssdCount.load(ordering: .relaxed)) }
     package var poisonedPages: Int64 { max(0, poisonedCount.load(ordering: .relaxed)) }
     package var dirtyPages: Int64 { max(0, dirtyCount.load(ordering: .relaxed)) }
+    /// Pages whose slot takes up disk space that nobody needs.
+    package var stalePages: Int64 { max(0, staleCount.load(ordering: .relaxed)) }
     package var pinnedPages: Int64 { max(0, pinnedCount.load(ordering: .relaxed)) }
 
     /// Resident pages in a chunk of 512.
@@ -98,6 +101,7 @@ package final class PageTable: @unchecked Sendable {
         adjust(poisonedCount, before.phase == .poisoned, after.phase == .poisoned)
         adjust(dirtyCount, before.isDirty, after.isDirty)
         adjust(pinnedCount, before.pinned, after.pinned)
+        adjust(staleCount, before.slotIsStale, after.slotIsStale)
         if before.isResident != after.isResident {
             let chunk = unsafe chunks + Int(page >> chunkShift)
             if after.isResident {

@@ -14,6 +14,7 @@ final class ReclaimThread {
     private var eviction: EvictRequests.Request?
     private var lastScan: Int64 = 0
     private var lastStall: Int64 = 0
+    private var lastFree: Int64 = 0
     private var diskFullSince: Int64?
     private var staleCursor: PageIndex = 0
 
@@ -25,7 +26,7 @@ final class ReclaimThread {
     /// How long after "disk full" writing is tried again.
     private static let diskFullRetryNanoseconds: Int64 = 1_000_000_000
     /// Runs of stale slots given back in one quiet moment.
-    private static let freeRunsMax = 64
+    private static let freeRunsMax = 256
 
     init(core: DeviceCore, evictions: EvictRequests) throws(Errno) {
         self.core = core
@@ -52,8 +53,8 @@ final class ReclaimThread {
                 continue
             }
             periodicScan()
-            let freed = freeStaleSlots(max: Self.freeRunsMax)
-            if freed == 0 { core.reclaimWork.wait(milliseconds: Int32(pause())) }
+            periodicFree()
+            core.reclaimWork.wait(milliseconds: Int32(pause()))
         }
         // What a pipe holds has no other copy.
         detacher.settle(all: true)
@@ -86,6 +87,14 @@ final class ReclaimThread {
         guard now - lastScan >= (need ? interval : interval * 10), !core.mapperGone.load(ordering: .relaxed) else { return }
         lastScan = now
         scanner.scanAll()
+    }
+
+    /// Stale slots are given back little by little: a page written now is likely to need its slot again soon.
+    private func periodicFree() {
+        let now = Clock.nanoseconds()
+        guard table.stalePages > 0, now - lastFree >= core.settings.scanMilliseconds * 1_000_000 else { return }
+        lastFree = now
+        _ = freeStaleSlots(max: Self.freeRunsMax)
     }
 
     // MARK: One batch
@@ -192,7 +201,7 @@ final class ReclaimThread {
         var freed = 0
         var runs = 0
         var left = table.chunkCount
-        while left > 0, runs < runsMax {
+        while left > 0, runs < runsMax, table.stalePages > 0 {
             let chunk = staleCursor >> chunkShift
             if table.wasTouched(chunk: chunk) {
                 for run in staleRuns(inChunk: chunk) where free(run) {

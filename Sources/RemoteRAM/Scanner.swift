@@ -39,13 +39,22 @@ final class Scanner {
     }
 
     /// Which of `pages` (ascending) have been written since they were last protected. Consumes nothing: for pages that are detached (rule R1).
-    func written(among pages: [PageIndex]) throws(Errno) -> Set<PageIndex> {
-        var result: Set<PageIndex> = []
+    /// The answer has one element for each of `pages`. Pages that the mapper does not map count as not written: nobody can write them.
+    func written(among pages: [PageIndex]) throws(Errno) -> [Bool] {
+        var result = [Bool](repeating: false, count: pages.count)
+        var next = 0
         var failure: Errno?
         for span in Self.spans(of: pages) {
             core.mapper.forEachPiece(of: span) { address, piece in
                 do throws(Errno) {
-                    try walk(address, piece, protect: false) { run in for page in run.start..<run.end { result.insert(page) } }
+                    // Reports come in ascending order, as `pages` are.
+                    try walk(address, piece, protect: false) { run in
+                        while next < pages.count, pages[next] < run.start { next += 1 }
+                        while next < pages.count, pages[next] < run.end {
+                            result[next] = true
+                            next += 1
+                        }
+                    }
                 } catch {
                     failure = error
                 }
