@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import mmap
 import os
 import platform
 import re
@@ -31,6 +32,7 @@ def description(directory):
         "memory": int(re.search(r"MemTotal:\s+(\d+)", read("/proc/meminfo")).group(1)) * 1024,
         "disk": Disk(directory).name,
         "page_cluster": int(read("/proc/sys/vm/page-cluster", "-1")),
+        "guest_halt_poll_ns": read("/sys/module/haltpoll/parameters/guest_halt_poll_ns").strip(),
         "load": read("/proc/loadavg").split()[0],
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
@@ -122,8 +124,6 @@ def swap_counters():
 
 def write_file(path, size):
     """A fully written file (random data), past the page cache."""
-    import mmap
-
     chunk = 1 << 20
     buffer = mmap.mmap(-1, chunk)
     file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_DIRECT, 0o600)

@@ -3,6 +3,7 @@
 import json
 import os
 import selectors
+import shutil
 import subprocess
 import tempfile
 import time
@@ -155,8 +156,6 @@ class Daemon:
                 for pid in reversed(self.pids):
                     os.kill(pid, 9)
                 self.process.wait()
-        import shutil
-
         shutil.rmtree(self.run_directory, ignore_errors=True)
         shutil.rmtree(self.state_directory, ignore_errors=True)
 
