@@ -17,6 +17,22 @@ package struct Mapping: ~Copyable, @unchecked Sendable {
         try self.init(bytes: bytes, flags: MAP_PRIVATE | MAP_ANONYMOUS, file: -1)
     }
 
+    /// Private zeroed memory on huge pages where the kernel has them: one disk request then reaches over a few segments instead of one for each
+    /// 4 KiB (a virtio disk reads sequentially twice as fast). Rounded up to 2 MiB, which also is its alignment.
+    package init(anonymousHuge bytes: Int) throws(Errno) {
+        let huge = 2 << 20
+        let rounded = (bytes + huge - 1) & ~(huge - 1)
+        let result = unsafe mmap(nil, rounded + huge, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
+        guard let start = unsafe result, unsafe start != MAP_FAILED else { throw Errno(errno) }
+        let skip = (huge - Int(bitPattern: start) & (huge - 1)) & (huge - 1)
+        if skip > 0 { unsafe munmap(start, skip) }
+        unsafe munmap(start + skip + rounded, huge - skip)
+        unsafe address = start + skip
+        count = rounded
+        _ = unsafe madvise(address, count, MADV_HUGEPAGE)
+        _ = unsafe madvise(address, count, MADV_DONTDUMP)
+    }
+
     private init(bytes: Int, flags: Int32, file: Int32) throws(Errno) {
         let result = unsafe mmap(nil, bytes, PROT_READ | PROT_WRITE, flags, file, 0)
         guard let result = unsafe result, unsafe result != MAP_FAILED else { throw Errno(errno) }
@@ -28,4 +44,5 @@ package struct Mapping: ~Copyable, @unchecked Sendable {
     package var buffer: UnsafeMutableRawBufferPointer { unsafe UnsafeMutableRawBufferPointer(start: address, count: count) }
 }
 
+private let MADV_HUGEPAGE: Int32 = 14
 private let MADV_DONTDUMP: Int32 = 16

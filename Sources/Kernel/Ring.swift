@@ -20,7 +20,7 @@ package final class Ring {
     /// `entries`: submission queue slots; the buffers (page-aligned, `bufferCount` × `bufferBytes`) are registered with the ring.
     /// Must be called on the thread that will use it. Wraps `io_uring_setup(2)`, `io_uring_register(2)`.
     package init(entries: UInt32, bufferCount: Int, bufferBytes: Int) throws(Errno) {
-        let memory = try Mapping(anonymous: bufferCount * bufferBytes)
+        let memory = try Mapping(anonymousHuge: bufferCount * bufferBytes)
         var ring: OpaquePointer?
         _ = try check(unsafe cvhost_ring_init(&ring, entries))
         unsafe self.ring = ring!

@@ -10,11 +10,12 @@ package struct Budget: Equatable, Sendable {
     /// The smallest budget: one system call of the VMM may need this many pages at once.
     package static let pagesMin: UInt64 = 1024
 
-    /// `pages` is raised to `pagesMin` and cut to the device's size by the caller. The distance between the marks is 1/64 of the budget, between
+    /// `pages` is raised to `pagesMin` and cut to the device's size by the caller; a device that fits into its budget (of `devicePages`) never
+    /// gives up any. The distance between the marks is 1/64 of the budget, between
     /// 128 pages and 4096 (16 MiB): enough for a few batches, little enough not to waste DRAM.
-    package init(pages: UInt64) {
+    package init(pages: UInt64, of devicePages: UInt64 = .max) {
         limit = Int64(clamping: pages)
-        let step = min(4096, max(128, limit / 64))
+        let step = pages >= devicePages ? 0 : min(4096, max(128, limit / 64))
         high = max(0, limit - step)
         low = max(0, limit - 2 * step)
     }

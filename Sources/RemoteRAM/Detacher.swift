@@ -247,6 +247,8 @@ final class Detacher {
                     core.noteMapperGone()
                     return writeBehind(page)
                 }
+                // The VMM has unmapped it.
+                if error == .noEntry { return writeBehind(page) }
                 // Newer content than ours: written to the memfd without a fault.
                 if error == .exists { return }
                 if error != .again, !reported {

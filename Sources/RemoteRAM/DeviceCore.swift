@@ -14,7 +14,7 @@ package struct DeviceSettings: Sendable {
     /// CPU the fault thread is bound to; nil = wherever the scheduler puts it.
     package var faultCPU: Int?
     /// Longest read-ahead, in pages (0 = off, at most 1024).
-    package var readAheadPagesMax: UInt64 = 256
+    package var readAheadPagesMax: UInt64 = 512
     /// Directory of the swap file.
     package var swapDirectory: String
     /// For tests: the result of a disk operation to use instead of the real one.
@@ -64,6 +64,10 @@ package final class DeviceCore: @unchecked Sendable {
     package let faultsParked = Atomic<Bool>(false)
     /// Reclaim has been told that there is work and has not looked yet.
     package let reclaimWanted = Atomic<Bool>(false)
+    /// Reclaim is asked to take nothing away any more…
+    package let holdWanted = Atomic<Bool>(false)
+    /// …and takes nothing: whatever becomes resident stays so.
+    package let isHolding = Atomic<Bool>(false)
     package let faultWork: EventCounter
     package let reclaimWork: EventCounter
     private let budgetLimit: Atomic<Int64>
@@ -86,7 +90,7 @@ package final class DeviceCore: @unchecked Sendable {
         budgetLimit = Atomic(Int64(clamping: budgetPages))
     }
 
-    package var budget: Budget { Budget(pages: UInt64(budgetLimit.load(ordering: .relaxed))) }
+    package var budget: Budget { Budget(pages: UInt64(budgetLimit.load(ordering: .relaxed)), of: table.pageCount) }
 
     package func setBudget(pages: UInt64) {
         budgetLimit.store(Int64(clamping: pages), ordering: .relaxed)

@@ -72,7 +72,7 @@ final class FaultThread {
             let completed = reap()
             let answered = readFaults()
             serveRequests()
-            retryParked()
+            if !core.stopping.load(ordering: .relaxed) { retryParked() }
             continueLoading()
             if spin > 0, completed || answered { spinUntil = Clock.nanoseconds() + spin }
         }
@@ -312,14 +312,17 @@ final class FaultThread {
     }
 
     private func bringAhead(of page: PageIndex) {
-        if let ahead = readAhead.onFault(page) { _ = readRuns(ahead, leaving: 0) }
+        guard let ahead = readAhead.onFault(page) else { return }
+        // A device with little DRAM must not give it all to what may come.
+        let most = UInt64(max(16, core.budget.limit / 8))
+        _ = readRuns(PageRange(ahead.start, min(ahead.end, ahead.start + most)), leaving: 0)
     }
 
     /// Queues reads for the pages of `range` that are on the SSD, as far as slots and room go. Returns the first page not looked at.
     private func readRuns(_ range: PageRange, leaving reserve: Int) -> PageIndex {
         var page = range.start
         while page < range.end, slots.freeRunCount > reserve {
-            guard table[page].phase == .ssd else {
+            guard table[page].phase == .ssd, core.mapper.address(of: page) != nil else {
                 page += 1
                 continue
             }
@@ -566,6 +569,7 @@ final class FaultThread {
 
     private func pinAndFill(_ range: PageRange) {
         for page in range.start..<range.end {
+            guard core.mapper.address(of: page) != nil else { continue }
             table.setPinned(page, true)
             if table[page].phase == .zero, core.hasRoom(for: 1), table.claim(page, from: .zero) != nil {
                 _ = installZeros(PageRange(page, page + 1), heat: 0)

@@ -106,6 +106,7 @@ package final class MemoryDevice: Sendable {
         if isRunning { throw .alreadyRunning }
         let requests = FaultRequests()
         let evictions = EvictRequests()
+        distrustSlots()
         do throws(Errno) {
             let core = try DeviceCore(
                 name: name, table: table, memfd: try memfd.duplicate(), swap: SwapFile(sharing: try swapFile.file.descriptor.duplicate(), path: swapPath),
@@ -134,6 +135,15 @@ package final class MemoryDevice: Sendable {
             core.wakeReclaim()
         } catch {
             throw .thread(error)
+        }
+    }
+
+    /// What the last mapper wrote after the last scan is known to nobody, and the new one's page table says nothing of it: every resident page counts as
+    /// written.
+    private func distrustSlots() {
+        let stamp = Stamp(nanoseconds: Clock.nanoseconds())
+        for chunk in 0..<table.chunkCount where table.residentPages(inChunk: chunk) > 0 {
+            for page in (chunk << chunkShift)..<min(pageCount, (chunk + 1) << chunkShift) { _ = table.reportWritten(page, stamp: stamp) { _ in } }
         }
     }
 
@@ -205,13 +215,17 @@ package final class MemoryDevice: Sendable {
     /// False when some page cannot be made resident (no memory, unreadable): then serving goes on as before. `keepGoing` is asked now and then.
     package func releaseMapper(keepGoing: () -> Bool) -> Bool {
         guard let core = running.withLock({ $0?.core }) else { return true }
-        let before = budgetPages.withLock { $0 }
-        core.setBudget(pages: pageCount)
-        while hasPagesAway(PageRange(0, pageCount)) {
+        // Reclaim must be known to stand still: a page that it takes after the look below would read as zeros for ever.
+        core.holdWanted.store(true, ordering: .sequentiallyConsistent)
+        core.reclaimWork.signal()
+        while !core.isHolding.load(ordering: .sequentiallyConsistent) || hasPagesAway(PageRange(0, pageCount)) {
             if !keepGoing() || core.mapperGone.load(ordering: .relaxed) || table.poisonedPages > 0 {
-                core.setBudget(pages: before)
+                core.holdWanted.store(false, ordering: .sequentiallyConsistent)
+                core.setBudget(pages: budgetPages.withLock { $0 })
                 return core.mapperGone.load(ordering: .relaxed)
             }
+            // Again in each turn: an operator may set another one meanwhile.
+            core.setBudget(pages: pageCount)
             _ = load(PageRange(0, pageCount), pin: false)
         }
         for placement in core.mapper.placements {

@@ -1,4 +1,4 @@
-/// The reads that the fault thread may have in flight: many of one page for demand, some of up to 64 pages for what lies ahead.
+/// The reads that the fault thread may have in flight: many of one page for demand, some of up to 128 pages (512 KiB) for what lies ahead.
 /// Each has its own piece of the ring's registered memory. Used by the fault thread only.
 package struct PageInSlots {
     package struct Slot {
@@ -11,9 +11,9 @@ package struct PageInSlots {
     }
 
     package static let demandCount = 64
-    package static let runCount = 16
-    package static let runPages: UInt64 = 64
-    /// Pages of ring memory needed.
+    package static let runCount = 7
+    package static let runPages: UInt64 = 128
+    /// Pages of ring memory needed: no more than 4 MiB, two huge pages.
     package static let bufferPages = demandCount + runCount * Int(runPages)
 
     private var slots = [Slot](repeating: Slot(), count: demandCount + runCount)

@@ -43,6 +43,10 @@ final class ReclaimThread {
     func run() {
         while !core.stopping.load(ordering: .acquiring) {
             core.reclaimWanted.store(false, ordering: .sequentiallyConsistent)
+            if core.holdWanted.load(ordering: .sequentiallyConsistent) {
+                hold()
+                continue
+            }
             takeEvictions()
             detacher.settle(all: false)
             let (wanted, force) = pagesWanted()
@@ -59,6 +63,14 @@ final class ReclaimThread {
         // What a pipe holds has no other copy.
         detacher.settle(all: true)
         evictions.finishAll(current: eviction)
+    }
+
+    /// Puts back what is pending and takes nothing until the wish for it ends.
+    private func hold() {
+        detacher.settle(all: true)
+        core.isHolding.store(true, ordering: .sequentiallyConsistent)
+        core.reclaimWork.wait(milliseconds: Int32(Self.stallMilliseconds))
+        if !core.holdWanted.load(ordering: .sequentiallyConsistent) { core.isHolding.store(false, ordering: .sequentiallyConsistent) }
     }
 
     private func pause() -> Int64 {

@@ -17,7 +17,7 @@ public struct DaemonSettings: Sendable, Equatable {
     public var scanIntervalMilliseconds = 500
     public var faultSpin = FaultSpin.automatic
     /// Most bytes read around a faulting page; 0 reads nothing ahead.
-    public var readAheadMax: UInt64 = 1 << 20
+    public var readAheadMax: UInt64 = 2 << 20
 
     public var devicesMax = 64
     public var deviceSizeMax: UInt64 = 16 << 40
