@@ -45,6 +45,12 @@ let package = Package(
         // What a VMM links or preloads: C, no Swift runtime. The Makefile builds the shared library; this target lets tests link it.
         .target(name: "libmemdev", path: "Sources/libmemdev", exclude: ["preload.c"]),
 
+        // What the engine's tests share, and a VMM of its own process for those that kill it.
+        .target(name: "TestSupport", dependencies: ["MemDeviceServer"], path: "Tests/TestSupport", swiftSettings: swift),
+        .executableTarget(name: "test-vmm", dependencies: ["TestSupport"], path: "Tests/TestVMM", swiftSettings: swift),
+        .testTarget(name: "KernelTests", dependencies: ["Kernel", "TestSupport", "test-vmm"], swiftSettings: swift),
+        .testTarget(name: "RemoteRAMTests", dependencies: ["RemoteRAM", "TestSupport", "test-vmm"], swiftSettings: swift),
+        .testTarget(name: "MemDeviceServerTests", dependencies: ["MemDeviceServer", "TestSupport", "test-vmm"], swiftSettings: swift),
         .testTarget(name: "ControlAPITests", dependencies: ["ControlAPI"], swiftSettings: swift),
         .testTarget(name: "SettingsTests", dependencies: ["Settings", "ControlAPI"], swiftSettings: swift),
         .testTarget(name: "MemdevctlTests", dependencies: ["memdevctl", "ControlAPI"], swiftSettings: swift),

@@ -1,5 +1,5 @@
-import Glibc
 internal import CVhost
+import Glibc
 
 /// CLOCK_MONOTONIC.
 package enum Clock {

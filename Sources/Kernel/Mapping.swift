@@ -29,8 +29,8 @@ package struct Mapping: ~Copyable, @unchecked Sendable {
         unsafe munmap(start + skip + rounded, huge - skip)
         unsafe address = start + skip
         count = rounded
-        _ = unsafe madvise(address, count, MADV_HUGEPAGE)
-        _ = unsafe madvise(address, count, MADV_DONTDUMP)
+        _ = unsafe madvise(address, count, adviceHugePage)
+        _ = unsafe madvise(address, count, adviceDontDump)
     }
 
     private init(bytes: Int, flags: Int32, file: Int32) throws(Errno) {
@@ -38,11 +38,11 @@ package struct Mapping: ~Copyable, @unchecked Sendable {
         guard let result = unsafe result, unsafe result != MAP_FAILED else { throw Errno(errno) }
         unsafe address = result
         count = bytes
-        _ = unsafe madvise(address, count, MADV_DONTDUMP)
+        _ = unsafe madvise(address, count, adviceDontDump)
     }
 
     package var buffer: UnsafeMutableRawBufferPointer { unsafe UnsafeMutableRawBufferPointer(start: address, count: count) }
 }
 
-private let MADV_HUGEPAGE: Int32 = 14
-private let MADV_DONTDUMP: Int32 = 16
+private let adviceHugePage: Int32 = 14
+private let adviceDontDump: Int32 = 16

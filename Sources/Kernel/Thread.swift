@@ -19,13 +19,15 @@ package final class Thread: @unchecked Sendable {
     package init(name: String, _ body: @escaping @Sendable () -> Void) throws(Errno) {
         let start = Unmanaged.passRetained(Start(name: name, body: body))
         var handle = pthread_t()
-        let result = unsafe pthread_create(&handle, nil, { raw in
-            let start = unsafe Unmanaged<Start>.fromOpaque(raw!).takeRetainedValue()
-            _ = cvhost_block_signals()
-            _ = String(start.name.prefix(15)).withCString { unsafe cvhost_set_thread_name($0) }
-            start.body()
-            return nil
-        }, start.toOpaque())
+        let result = unsafe pthread_create(
+            &handle, nil,
+            { raw in
+                let start = unsafe Unmanaged<Start>.fromOpaque(raw!).takeRetainedValue()
+                _ = cvhost_block_signals()
+                _ = String(start.name.prefix(15)).withCString { unsafe cvhost_set_thread_name($0) }
+                start.body()
+                return nil
+            }, start.toOpaque())
         guard result == 0 else {
             start.release()
             throw Errno(result)

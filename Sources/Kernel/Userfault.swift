@@ -105,11 +105,21 @@ package struct Userfault: ~Copyable, Sendable {
         _ = cvhost_uffd_wake(descriptor.number, address, length)
     }
 
-    /// Accesses to the range raise SIGBUS from now on. Wraps `ioctl(UFFDIO_POISON)`.
-    package borrowing func poison(at address: UInt64, length: UInt64) throws(Errno) {
-        var poisoned: Int64 = 0
-        _ = try check(unsafe cvhost_uffd_poison(descriptor.number, address, length, &poisoned))
+    /// Accesses to the absent page raise SIGBUS from now on. A page that was paged out clean has left a write-protect marker in its place, over which the
+    /// kernel does not poison (EEXIST), so that is cleared first; a scan may set it again at any moment, hence the attempts.
+    /// Wraps `ioctl(UFFDIO_WRITEPROTECT)`, `ioctl(UFFDIO_POISON)`.
+    package borrowing func poison(at address: UInt64) throws(Errno) {
+        let length = UInt64(CVHOST_PAGE_SIZE)
+        for attempt in 1...Self.poisonAttemptsMax {
+            _ = try check(cvhost_uffd_unprotect(descriptor.number, address, length))
+            var poisoned: Int64 = 0
+            let result = unsafe cvhost_uffd_poison(descriptor.number, address, length, &poisoned)
+            if result == 0 { return }
+            if (result != -EEXIST && result != -EAGAIN) || attempt == Self.poisonAttemptsMax { _ = try check(result) }
+        }
     }
+
+    private static let poisonAttemptsMax = 100
 
     /// Whether the process that made this userfaultfd has gone: asks for a page at an address that can never be registered, so that the answer is
     /// ENOENT while the process lives and ESRCH afterwards, and nothing changes either way. Wraps `ioctl(UFFDIO_ZEROPAGE)`.

@@ -26,7 +26,8 @@ package enum MapperChecks {
         guard let range = PageRange(offset: extent.offset, bytes: extent.bytes, limit: pageCount) else {
             throw .meaning(
                 .invalid,
-                "\(what) of \(extent.bytes) bytes at offset \(extent.offset) is not a page-aligned, non-empty part of the memory's \(pageCount << pageShift) bytes")
+                "\(what) of \(extent.bytes) bytes at offset \(extent.offset) is not a page-aligned, non-empty part of the memory's \(pageCount << pageShift) bytes"
+            )
         }
         return range
     }
@@ -61,11 +62,14 @@ package enum MapperChecks {
         guard missing == 0 else {
             throw .meaning(
                 .notSupported,
-                "the userfaultfd lacks the features 0x\(String(missing, radix: 16)) (needed 0x\(String(Userfault.requiredFeatures, radix: 16)); Linux 6.7 has them all)")
+                "the userfaultfd lacks the features 0x\(String(missing, radix: 16)) (needed 0x\(String(Userfault.requiredFeatures, radix: 16)); Linux 6.7 has them all)"
+            )
         }
         let forbidden = Userfault.forbiddenFeatures & features
         guard forbidden == 0 else {
-            throw .meaning(.invalid, "the userfaultfd has event features 0x\(String(forbidden, radix: 16)); open it without EVENT_FORK, EVENT_REMAP, EVENT_REMOVE and EVENT_UNMAP")
+            throw .meaning(
+                .invalid,
+                "the userfaultfd has event features 0x\(String(forbidden, radix: 16)); open it without EVENT_FORK, EVENT_REMAP, EVENT_REMOVE and EVENT_UNMAP")
         }
     }
 

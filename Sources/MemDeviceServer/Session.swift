@@ -1,6 +1,6 @@
+import Glibc
 package import Kernel
 import RemoteRAM
-import Glibc
 
 /// One VMM's connection: from GET_FEATURES to the end of its process.
 ///
@@ -217,7 +217,8 @@ package final class Session {
         guard !userModeOnly else {
             throw .meaning(
                 .notSupported,
-                "a userfaultfd made with UFFD_USER_MODE_ONLY makes the VMM's own system calls on guest memory fail (guest disk I/O errors); use GET_USERFAULTFD_DEVICE")
+                "a userfaultfd made with UFFD_USER_MODE_ONLY makes the VMM's own system calls on guest memory fail (guest disk I/O errors); use GET_USERFAULTFD_DEVICE"
+            )
         }
         let userfault = descriptors.takeFirst()!
         let pagemap = descriptors.takeFirst()!
@@ -239,7 +240,9 @@ package final class Session {
             discards = try DiscardRing(memory: memory, kick: kick, entries: entries)
         } catch {
             throw .meaning(
-                error, "discard ring of \(entries) entries: needs a memfd of at least 128 + 16 × entries bytes, sealed with F_SEAL_SHRINK, and a power of two from 16 to 65,536")
+                error,
+                "discard ring of \(entries) entries: needs a memfd of at least 128 + 16 × entries bytes, sealed with F_SEAL_SHRINK, and a power of two from 16 to 65,536"
+            )
         }
     }
 

@@ -1,5 +1,5 @@
-import Kernel
 import Glibc
+import Kernel
 
 /// Takes clean pages away from the VMM and the memfd so that nothing can be lost (rule R1): pin, punch, judge.
 ///
@@ -161,17 +161,7 @@ final class Detacher {
 
     private func resume(_ page: PageIndex, written: Bool) {
         let stamp = Stamp(nanoseconds: Clock.nanoseconds())
-        if let waiting = core.table.undoDetach(page, stamp: stamp, written: written) {
-            if waiting { core.mapper.wake(PageRange(page, page + 1)) }
-            return
-        }
-        // Given up by the VMM meanwhile.
-        do throws(Errno) {
-            try core.memfd.punchHole(at: page << pageShift, length: UInt64(pageBytes))
-        } catch {
-            core.report(.kernelRefused("punching page \(page) out of the memory", error))
-        }
-        release(page)
+        if core.table.undoDetach(page, stamp: stamp, written: written) { core.mapper.wake(PageRange(page, page + 1)) }
     }
 
     private func release(_ page: PageIndex) {
@@ -212,8 +202,11 @@ final class Detacher {
 
     private func putBack(_ pages: [PageIndex], _ written: [Bool], _ box: PipeBox) {
         var skipped = 0
+        var installed: [PageIndex] = []
         for (index, page) in pages.enumerated() {
-            guard written[index] else {
+            // What the VMM has given up meanwhile is not wanted back: the next touch is a zero page's.
+            if written[index], core.table.isDiscarded(page) { release(page) }
+            guard written[index], core.table[page].phase == .detaching else {
                 skipped += 1
                 continue
             }
@@ -227,10 +220,13 @@ final class Detacher {
                 continue
             }
             install(page)
-            resume(page, written: true)
-            core.counters.pagesPutBack.add(1)
+            installed.append(page)
         }
         discardPipe(box, pages: skipped)
+        // The VMM uses an installed page without a fault: an entry that gave it up before must be read while it still counts as in flight.
+        core.waitForDiscards()
+        for page in installed { resume(page, written: true) }
+        core.counters.pagesPutBack.add(UInt64(installed.count))
     }
 
     /// Installs the page in `buffer`; does not return before it is in, or the VMM is gone: this is the only copy.

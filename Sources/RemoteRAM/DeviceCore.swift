@@ -9,7 +9,7 @@ package struct DeviceSettings: Sendable {
     package var graceMilliseconds: Int64 = 1000
     /// How often the page table of the VMM is scanned for writes while there is need.
     package var scanMilliseconds: Int64 = 500
-    /// How long the fault thread looks for the next event before it sleeps.
+    /// How long the fault thread looks for a completion, while it has reads in flight, before it sleeps.
     package var faultSpinMicroseconds: Int64 = 0
     /// CPU the fault thread is bound to; nil = wherever the scheduler puts it.
     package var faultCPU: Int?
@@ -68,6 +68,8 @@ package final class DeviceCore: @unchecked Sendable {
     package let holdWanted = Atomic<Bool>(false)
     /// …and takes nothing: whatever becomes resident stays so.
     package let isHolding = Atomic<Bool>(false)
+    /// How often the discard ring has been read.
+    package let discardDrains = Atomic<UInt64>(0)
     package let faultWork: EventCounter
     package let reclaimWork: EventCounter
     private let budgetLimit: Atomic<Int64>
@@ -108,6 +110,17 @@ package final class DeviceCore: @unchecked Sendable {
     @inline(__always)
     package func hasRoom(for pages: Int64) -> Bool {
         table.residentPages + pages <= budgetLimit.load(ordering: .relaxed) || reclaimBlocked.load(ordering: .relaxed)
+    }
+
+    /// Returns when the discard ring has been read by the fault thread, from its beginning, after the call. For the reclaim thread.
+    package func waitForDiscards() {
+        guard discards != nil else { return }
+        // The reading that goes on now may have begun before.
+        let wanted = discardDrains.load(ordering: .sequentiallyConsistent) + 2
+        while discardDrains.load(ordering: .sequentiallyConsistent) < wanted, !stopping.load(ordering: .acquiring) {
+            faultWork.signal()
+            Clock.sleep(milliseconds: 1)
+        }
     }
 
     package func wakeReclaim() {

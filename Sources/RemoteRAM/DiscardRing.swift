@@ -12,6 +12,7 @@ package final class DiscardRing: @unchecked Sendable {
     package let kick: EventCounter
     private let entries: UInt32
     private var tail: UInt32
+    private var isBroken = false
 
     package static let entriesRange: ClosedRange<UInt32> = 16...65536
 
@@ -39,16 +40,24 @@ package final class DiscardRing: @unchecked Sendable {
         unsafe (mapping.address + 64).assumingMemoryBound(to: Atomic<UInt32>.self).pointee.store(tail, ordering: .releasing)
     }
 
-    /// Hands every published entry to `body`. False when an entry is not a range of the device, or head ran away: the VMM is at fault.
+    /// Hands every published entry to `body`. False, once, when an entry is not a range of the device, or head
+    /// ran away: the VMM is at fault, and its ring is not read any more.
     package func drain(pageCount: UInt64, _ body: (PageRange) -> Void) -> Bool {
+        if isBroken { return true }
         let head = loadHead()
         if head == tail { return true }
-        guard head &- tail <= entries else { return false }
+        guard head &- tail <= entries else {
+            isBroken = true
+            return false
+        }
         while tail != head {
             let at = unsafe mapping.address + 128 + 16 * Int(tail & (entries - 1))
             let offset = unsafe at.load(as: UInt64.self)
             let bytes = unsafe (at + 8).load(as: UInt64.self)
-            guard let range = PageRange(offset: offset, bytes: bytes, limit: pageCount) else { return false }
+            guard let range = PageRange(offset: offset, bytes: bytes, limit: pageCount) else {
+                isBroken = true
+                return false
+            }
             body(range)
             tail &+= 1
         }

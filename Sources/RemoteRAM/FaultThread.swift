@@ -1,6 +1,6 @@
 internal import CVhost
-import Kernel
 import Glibc
+import Kernel
 import Synchronization
 
 /// Answers the faults of one device (rules R2, R10, R11). Blocks on nothing but its own ring: the userfaultfd, its wake-up and its reads all complete there.
@@ -27,6 +27,8 @@ final class FaultThread {
     private var parked: [(page: PageIndex, arrived: Int64)] = []
     private var load: (request: FaultRequests.Request, next: PageIndex, range: PageRange, pin: Bool)?
     private var loads: [FaultRequests.Request] = []
+    /// Orders to discard, and what is left of them: pages that are being paged out just now.
+    private var discarding: [(request: FaultRequests.Request, left: [PageRange])] = []
 
     private static let tagUserfault: UInt64 = 1 << 32
     private static let tagWork: UInt64 = 2 << 32
@@ -64,18 +66,20 @@ final class FaultThread {
         var spinUntil: Int64 = 0
         let spin = core.settings.faultSpinMicroseconds * 1000
         while !core.stopping.load(ordering: .acquiring) || slots.inFlight > 0 {
-            if spin > 0, Clock.nanoseconds() < spinUntil {
+            if spin > 0, slots.inFlight > 0, Clock.nanoseconds() < spinUntil {
                 ring.submitAndReap()
             } else {
-                ring.submitAndWait(nanoseconds: parked.isEmpty ? Self.idleNanoseconds : Self.parkedNanoseconds)
+                ring.submitAndWait(nanoseconds: parked.isEmpty && discarding.isEmpty ? Self.idleNanoseconds : Self.parkedNanoseconds)
             }
             let completed = reap()
             let answered = readFaults()
             serveRequests()
             if !core.stopping.load(ordering: .relaxed) { retryParked() }
             continueLoading()
+            continueDiscarding()
             if spin > 0, completed || answered { spinUntil = Clock.nanoseconds() + spin }
         }
+        for (request, _) in discarding { request.isDone.store(true, ordering: .releasing) }
         for request in loads { request.isDone.store(true, ordering: .releasing) }
         load?.request.isDone.store(true, ordering: .releasing)
     }
@@ -314,8 +318,9 @@ final class FaultThread {
     private func bringAhead(of page: PageIndex) {
         guard let ahead = readAhead.onFault(page) else { return }
         // A device with little DRAM must not give it all to what may come.
-        let most = UInt64(max(16, core.budget.limit / 8))
-        _ = readRuns(PageRange(ahead.start, min(ahead.end, ahead.start + most)), leaving: 0)
+        let most = min(ahead.count, UInt64(max(16, core.budget.limit / 8)))
+        let near = ahead.end <= page ? PageRange(ahead.end - most, ahead.end) : PageRange(ahead.start, ahead.start + most)
+        _ = readRuns(near, leaving: 0)
     }
 
     /// Queues reads for the pages of `range` that are on the SSD, as far as slots and room go. Returns the first page not looked at.
@@ -345,6 +350,10 @@ final class FaultThread {
         let result = core.settings.injectDiskResult?(.read, slot.pages) ?? result
         let got = result < 0 ? 0 : min(slot.pages.count, UInt64(result) >> pageShift)
         let arrived = PageRange(slot.pages.start, slot.pages.start + got)
+        // Before installing: what the VMM gave up while it was read must not come back. After it: an entry published in between must be known to be older than
+        // what the VMM writes into the installed page.
+        drainDiscards()
+        defer { drainDiscards() }
         unsafe install(arrived, from: ring.buffer(slots.firstBuffer(index)), slot: slot)
         if slot.isDemand { counters.pagesInDemand.add(got) } else { counters.pagesInAhead.add(got) }
         let missing = PageRange(arrived.end, slot.pages.end)
@@ -436,7 +445,7 @@ final class FaultThread {
     private func poison(_ page: PageIndex, error: Errno) {
         if let address = core.mapper.address(of: page) {
             do throws(Errno) {
-                try core.mapper.userfault.poison(at: address, length: UInt64(pageBytes))
+                try core.mapper.userfault.poison(at: address)
             } catch {
                 if error == .noProcess { core.noteMapperGone() } else { core.report(.kernelRefused("poisoning page \(page)", error)) }
             }
@@ -449,7 +458,7 @@ final class FaultThread {
     private func poisonAgain(_ page: PageIndex) {
         if let address = core.mapper.address(of: page) {
             // EEXIST: the marker is there, the event was stale.
-            try? core.mapper.userfault.poison(at: address, length: UInt64(pageBytes))
+            try? core.mapper.userfault.poison(at: address)
         }
         core.mapper.wake(PageRange(page, page + 1))
     }
@@ -458,25 +467,43 @@ final class FaultThread {
 
     private func drainDiscards() {
         guard let discards = core.discards else { return }
-        if !discards.drain(pageCount: table.pageCount, { discard($0) }) {
+        if !discards.drain(pageCount: table.pageCount, { _ = discard($0, from: .ring) }) {
             core.report(.mapperAtFault("an entry of its discard ring is no range of the device, or its head ran away"))
         }
+        core.discardDrains.wrappingAdd(1, ordering: .sequentiallyConsistent)
     }
 
-    /// The range is unused from now on: zero pages, whatever they were.
-    private func discard(_ range: PageRange) {
+    /// Who gave a range up.
+    private enum DiscardSource {
+        /// The VMM waits for the answer and touches nothing before.
+        case request
+        /// The VMM punches the range out by itself, before or after its entry is read, and may long be using it again: here only what is known of the pages
+        /// before the punch may be forgotten, and nothing is punched.
+        case ring
+    }
+
+    /// The range is unused from now on: zero pages, whatever they were. Returns what could not be discarded yet.
+    private func discard(_ range: PageRange, from source: DiscardSource) -> [PageRange] {
+        var left = RunBuilder()
         // Chunks nobody ever touched are zero already; skipping them keeps a discard of terabytes cheap.
         var page = range.start
         while page < range.end {
             let chunkEnd = min(range.end, (page >> chunkShift + 1) << chunkShift)
-            if table.wasTouched(chunk: page >> chunkShift) { discardTouched(PageRange(page, chunkEnd)) }
+            if table.wasTouched(chunk: page >> chunkShift) { discardTouched(PageRange(page, chunkEnd), from: source, left: &left) }
             page = chunkEnd
         }
+        return left.runs
     }
 
-    private func discardTouched(_ range: PageRange) {
+    private func discardTouched(_ range: PageRange, from source: DiscardSource, left: inout RunBuilder) {
         var claimed = RunBuilder()
-        for page in range.start..<range.end where discardOne(page) { claimed.append(page) }
+        for page in range.start..<range.end {
+            switch discardOne(page, from: source) {
+            case .done: counters.pagesDiscarded.add(1)
+            case .claimed: claimed.append(page)
+            case .busy: left.append(page)
+            }
+        }
         for run in claimed.runs {
             do throws(Errno) {
                 try core.memfd.punchHole(at: run.offset, length: run.bytes)
@@ -485,23 +512,48 @@ final class FaultThread {
             }
             for page in run.start..<run.end { _ = table.abandonFilling(page, to: .zero) }
             core.mapper.wake(run)
+            counters.pagesDiscarded.add(run.count)
         }
-        counters.pagesDiscarded.add(range.count)
     }
 
-    /// True when the page was resident and is claimed now: its memory must be punched.
-    private func discardOne(_ page: PageIndex) -> Bool {
+    private enum DiscardOutcome {
+        case done
+        /// It was resident and is claimed now: its memory must be punched.
+        case claimed
+        /// It is being paged out: until that has ended it may still be mapped.
+        case busy
+    }
+
+    private func discardOne(_ page: PageIndex, from source: DiscardSource) -> DiscardOutcome {
         while true {
             switch table[page].phase {
-            case .zero, .peer: return false
-            case .ssd: if table.discardFromSSD(page) { return false }
-            case .dram: if table.claim(page, from: .dram) != nil { return true }
-            case .filling, .detaching: if table.noteDiscarded(page) { return false }
+            case .zero, .peer: return .done
+            case .ssd: if table.discardFromSSD(page) { return .done }
+            case .dram:
+                guard table.claim(page, from: .dram) != nil else { continue }
+                if source == .request { return .claimed }
+                forgetSlot(page)
+                return .done
+            case .filling: if table.noteDiscarded(page) { return .done }
+            case .detaching:
+                if source == .request { return .busy }
+                if table.noteDiscarded(page) { return .done }
             case .poisoned:
                 heal(page)
-                return false
+                return .done
             }
         }
+    }
+
+    /// A claimed page that the VMM punches out by itself: when it is a hole it is a zero page; otherwise the punch is still to come, or the page has been
+    /// installed or touched since.
+    private func forgetSlot(_ page: PageIndex) {
+        if core.memfd.isData(at: page << pageShift) {
+            table.finishFilling(page, as: .dirty, heat: 0, stamp: Stamp(nanoseconds: Clock.nanoseconds()))
+        } else {
+            _ = table.abandonFilling(page, to: .zero)
+        }
+        core.mapper.wake(PageRange(page, page + 1))
     }
 
     /// A poisoned page that is given up is a zero page again: installing over the marker removes it.
@@ -523,14 +575,23 @@ final class FaultThread {
         for request in requests.takeAll() {
             switch request.kind {
             case .discard(let ranges):
-                for range in ranges { discard(range) }
-                request.isDone.store(true, ordering: .releasing)
+                discarding.append((request, ranges))
             case .load:
                 loads.append(request)
             }
         }
         // Also the quiet time for entries of the discard ring that nobody kicked for.
         drainDiscards()
+    }
+
+    /// Goes on with the orders to discard; a page that is being paged out is tried again when that has ended.
+    private func continueDiscarding() {
+        if discarding.isEmpty { return }
+        for index in discarding.indices {
+            discarding[index].left = discarding[index].left.flatMap { discard($0, from: .request) }
+            if discarding[index].left.isEmpty { discarding[index].request.isDone.store(true, ordering: .releasing) }
+        }
+        discarding.removeAll { $0.left.isEmpty }
     }
 
     /// Goes on with the oldest load as far as slots allow; two run slots stay free for streams of faults.

@@ -1,5 +1,5 @@
-package import Kernel
 import Glibc
+package import Kernel
 import Synchronization
 
 /// One VM's RAM: its memfd, page table, budget, swap file, and while a VMM is attached the two threads that serve it. Nothing outside holds any of its state.
@@ -20,7 +20,7 @@ package final class MemoryDevice: Sendable {
     private let budgetPages: Mutex<UInt64>
     private let running: Mutex<Running?>
     private let lifecycle = Mutex<Void>(())
-    private let events: Mutex<[String]>
+    private let events: Mutex<EventLog>
     private let onEvent: @Sendable (DeviceEvent) -> Void
     private let latency: Mutex<(previous: [UInt64], current: [UInt64], since: Int64)>
     private let swapFile: SwapBox
@@ -77,7 +77,7 @@ package final class MemoryDevice: Sendable {
         }
         budgetPages = Mutex(Self.effectiveBudget(settings.budgetPages ?? pageCount, pageCount))
         running = Mutex(nil)
-        events = Mutex([])
+        events = Mutex(EventLog())
         latency = Mutex((previous: [], current: [], since: 0))
     }
 
@@ -330,18 +330,38 @@ package final class MemoryDevice: Sendable {
     package var residentPages: UInt64 { UInt64(max(0, table.residentPages)) }
     package var swapFileBytes: UInt64 { swapFile.file.occupiedBytes() }
     /// Descriptions of the last events, newest last.
-    package var recentEvents: [String] { events.withLock { $0 } }
+    package var recentEvents: [String] { events.withLock { $0.recent } }
     package var mapperPID: Int32? { running.withLock { $0?.core.mapper.pid } }
 
     private static let eventsMax = 16
+    private static let eventsPerSecondMax = 20
     private static let latencyWindowNanoseconds: Int64 = 30_000_000_000
 
     private func note(_ event: DeviceEvent) {
-        events.withLock { list in
-            list.append("\(event)")
-            if list.count > Self.eventsMax { list.removeFirst() }
+        let isHeard = events.withLock { log in
+            log.recent.append("\(event)")
+            if log.recent.count > Self.eventsMax { log.recent.removeFirst() }
+            return log.limit(now: Clock.nanoseconds())
         }
-        onEvent(event)
+        // A poisoned page is always told of: the VMM must know.
+        if case .poisoned = event { return onEvent(event) }
+        if isHeard { onEvent(event) }
+    }
+
+    /// The last events, and a limit on how many a second are told of: a dying disk or a hostile VMM must not fill the log.
+    private struct EventLog {
+        var recent: [String] = []
+        private var second: Int64 = 0
+        private var count = 0
+
+        mutating func limit(now: Int64) -> Bool {
+            if now / 1_000_000_000 != second {
+                second = now / 1_000_000_000
+                count = 0
+            }
+            count += 1
+            return count <= MemoryDevice.eventsPerSecondMax
+        }
     }
 
     /// Median and 99th percentile of the fault times of the last 30 to 60 seconds, in nanoseconds; 0 without faults.

@@ -60,15 +60,42 @@ package struct PageEntry: Equatable, Sendable {
     @inline(__always)
     private mutating func set(_ bit: UInt64, _ value: Bool) { bits = value ? bits | (1 << bit) : bits & ~(1 << bit) }
 
-    package var slotValid: Bool { get { flag(3) } set { set(3, newValue) } }
-    package var slotAllocated: Bool { get { flag(4) } set { set(4, newValue) } }
-    package var writingBack: Bool { get { flag(5) } set { set(5, newValue) } }
-    package var waiting: Bool { get { flag(6) } set { set(6, newValue) } }
-    package var pinned: Bool { get { flag(7) } set { set(7, newValue) } }
-    package var touched: Bool { get { flag(9) } set { set(9, newValue) } }
-    package var contentZero: Bool { get { flag(10) } set { set(10, newValue) } }
-    package var discarded: Bool { get { flag(11) } set { set(11, newValue) } }
-    package var slotRetired: Bool { get { flag(31) } set { set(31, newValue) } }
+    package var slotValid: Bool {
+        get { flag(3) }
+        set { set(3, newValue) }
+    }
+    package var slotAllocated: Bool {
+        get { flag(4) }
+        set { set(4, newValue) }
+    }
+    package var writingBack: Bool {
+        get { flag(5) }
+        set { set(5, newValue) }
+    }
+    package var waiting: Bool {
+        get { flag(6) }
+        set { set(6, newValue) }
+    }
+    package var pinned: Bool {
+        get { flag(7) }
+        set { set(7, newValue) }
+    }
+    package var touched: Bool {
+        get { flag(9) }
+        set { set(9, newValue) }
+    }
+    package var contentZero: Bool {
+        get { flag(10) }
+        set { set(10, newValue) }
+    }
+    package var discarded: Bool {
+        get { flag(11) }
+        set { set(11, newValue) }
+    }
+    package var slotRetired: Bool {
+        get { flag(31) }
+        set { set(31, newValue) }
+    }
 
     package var heat: UInt8 {
         get { UInt8(truncatingIfNeeded: bits >> 12) }

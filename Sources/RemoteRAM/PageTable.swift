@@ -351,22 +351,21 @@ package final class PageTable: @unchecked Sendable {
     }
 
     /// Ends `detaching` of a page that is in the memfd: put back because it was judged written, or never taken (`written` false).
-    /// Returns whether somebody waits; nil when the VMM has given the page up meanwhile: punch it again and call `finishDetach`.
-    package func undoDetach(_ page: PageIndex, stamp: Stamp, written: Bool) -> Bool? {
-        let (before, changed) = update(page) { entry in
+    /// Returns whether somebody waits. A page that the VMM has given up meanwhile may be in use again: it stays, without a slot.
+    package func undoDetach(_ page: PageIndex, stamp: Stamp, written: Bool) -> Bool {
+        update(page) { entry in
             precondition(entry.phase == .detaching, "only the reclaim thread detaches")
-            guard !entry.discarded else { return false }
             entry.phase = .dram
-            if written || entry.touched {
+            if written || entry.touched || entry.discarded {
                 entry.slotValid = false
                 entry.contentZero = false
                 entry.stamp = stamp
             }
             entry.waiting = false
             entry.touched = false
+            entry.discarded = false
             return true
-        }
-        return changed ? before.waiting : nil
+        }.before.waiting
     }
 
     /// Whether the page was given up while it was being detached.

@@ -120,7 +120,7 @@ final class ReclaimThread {
             return 0
         }
         // Protects them all and says who has been written since the last scan.
-        scanner.scan(around: pages)
+        guard scanner.scan(around: pages) else { return 0 }
         let graceUnits = Stamp.units(covering: core.graceMilliseconds)
         let now = Stamp(nanoseconds: Clock.nanoseconds())
         var clean: [PageIndex] = []
@@ -143,7 +143,7 @@ final class ReclaimThread {
             let alone = writeBack.retrySuspects()
             outcome.cleaned = (outcome.cleaned + alone.cleaned).sorted()
             outcome.full = outcome.full ?? alone.full
-            scanner.scan(around: outcome.cleaned)
+            guard scanner.scan(around: outcome.cleaned) else { return 0 }
         }
         noteDisk(outcome)
         let freed = detacher.detach(outcome.cleaned)
@@ -153,7 +153,7 @@ final class ReclaimThread {
 
     private func reclaimCleanOnly(_ wanted: Int64, force: Bool) -> Int {
         let pages = pick(min(Int(wanted), Self.batchPages), force: force, cleanOnly: true)
-        scanner.scan(around: pages)
+        guard scanner.scan(around: pages) else { return 0 }
         let freed = detacher.detach(pages.filter { table[$0].slotValid })
         core.counters.pagesOutClean.add(UInt64(freed))
         signalFaults(freed)

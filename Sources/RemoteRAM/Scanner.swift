@@ -28,14 +28,17 @@ final class Scanner {
             }
             let start = chunk
             while chunk < table.chunkCount, table.residentPages(inChunk: chunk) > 0 { chunk += 1 }
-            scan(PageRange(start << chunkShift, min(table.pageCount, chunk << chunkShift)))
+            _ = scan(PageRange(start << chunkShift, min(table.pageCount, chunk << chunkShift)))
         }
         core.counters.scans.add(1)
     }
 
-    /// Scans what encloses `pages` (ascending), chunk by chunk: one call for many pages that lie near each other.
-    func scan(around pages: [PageIndex]) {
-        for span in Self.spans(of: pages) { scan(span) }
+    /// Scans what encloses `pages` (ascending), chunk by chunk: one call for many pages that lie near each other. False when some of it could not be
+    /// scanned: then nobody knows which of the pages were written.
+    func scan(around pages: [PageIndex]) -> Bool {
+        var complete = true
+        for span in Self.spans(of: pages) where !scan(span) { complete = false }
+        return complete
     }
 
     /// Which of `pages` (ascending) have been written since they were last protected. Consumes nothing: for pages that are detached (rule R1).
@@ -76,7 +79,8 @@ final class Scanner {
         return spans
     }
 
-    private func scan(_ range: PageRange) {
+    private func scan(_ range: PageRange) -> Bool {
+        var complete = true
         let stamp = Stamp(nanoseconds: Clock.nanoseconds())
         core.mapper.forEachPiece(of: range) { address, piece in
             do throws(Errno) {
@@ -87,9 +91,11 @@ final class Scanner {
                 }
             } catch {
                 // Nothing has been consumed that was not reported, so nothing is lost; without scans nothing becomes clean.
+                complete = false
                 if error == .noProcess { core.noteMapperGone() } else { core.report(.kernelRefused("scanning \(piece) of the VMM's page table", error)) }
             }
         }
+        return complete
     }
 
     private func walk(_ address: UInt64, _ piece: PageRange, protect: Bool, _ body: (PageRange) -> Void) throws(Errno) {

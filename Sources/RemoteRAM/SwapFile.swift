@@ -1,5 +1,5 @@
-package import Kernel
 import Glibc
+package import Kernel
 
 /// The SSD side of one device: a sparse file in which the slot of page *i* is byte *i* × 4096. No allocator, no map to lose, neighbours stay
 /// neighbours. Opened with O_DIRECT.

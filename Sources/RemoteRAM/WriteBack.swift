@@ -1,5 +1,5 @@
-import Kernel
 import Glibc
+import Kernel
 
 /// Copies dirty pages to their slots without taking them out of DRAM.
 ///
@@ -53,7 +53,10 @@ final class WriteBack {
         // The scan that makes it true: whoever wrote a page since the copy is reported here, and its write-back is void.
         let copied = (zeros + checksums.keys).sorted()
         if copied.isEmpty { return outcome }
-        scanner.scan(around: copied)
+        guard scanner.scan(around: copied) else {
+            for page in copied { core.table.cancelWriteBack(page, retire: false) }
+            return outcome
+        }
         for page in zeros where core.table.finishWriteBack(page, checksum: 0, zero: true) { outcome.cleaned.append(page) }
         for (page, checksum) in checksums where core.table.finishWriteBack(page, checksum: checksum, zero: false) { outcome.cleaned.append(page) }
         outcome.cleaned.sort()

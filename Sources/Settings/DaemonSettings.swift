@@ -16,6 +16,8 @@ public struct DaemonSettings: Sendable, Equatable {
     /// Time between two scans of a VM's pages.
     public var scanIntervalMilliseconds = 500
     public var faultSpin = FaultSpin.automatic
+    /// Ask the kernel for no deep idle states while VMs fault often: faults wake sleeping processors faster, idle ones use more power.
+    public var keepCPUsAwake = false
     /// Most bytes read around a faulting page; 0 reads nothing ahead.
     public var readAheadMax: UInt64 = 2 << 20
 

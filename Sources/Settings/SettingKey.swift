@@ -47,6 +47,11 @@ extension SettingKey where Target == DaemonSettings {
         } text: {
             $0.faultSpin.description
         },
+        SettingKey(name: "keep-cpus-awake") { (text, target) throws(ValueError) in
+            target.keepCPUsAwake = try SettingValue.boolean(text)
+        } text: {
+            "\($0.keepCPUsAwake)"
+        },
         SettingKey(name: "read-ahead-max") { (text, target) throws(ValueError) in
             target.readAheadMax = try SettingValue.pages(text, SettingRange.readAheadMax)
         } text: {

@@ -88,9 +88,8 @@ struct ControlCommands: Sendable {
         let pages = request.bytes.map { max(1, $0 >> pageShift) } ?? device.pageCount
         let total = min(pages, device.residentPages) << pageShift
         guard let order = device.evict(pages: pages) else { throw Refused("VM \(device.name) has no running VMM") }
-        try wait(progress, total: total, isDone: { order.isDone.load(ordering: .acquiring) || !device.isRunning }) {
-            order.freed.load(ordering: .relaxed) << pageShift
-        }
+        func done() -> UInt64 { order.freed.load(ordering: .relaxed) << pageShift }
+        try wait(progress, total: total, isDone: { order.isDone.load(ordering: .acquiring) || !device.isRunning }, done)
         return ControlReply(ok: true, progress: .init(done: order.freed.load(ordering: .relaxed) << pageShift, total: total))
     }
 

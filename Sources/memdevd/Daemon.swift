@@ -52,9 +52,14 @@ final class Daemon: Sendable {
 
     private func waitForEnd(_ signals: borrowing SignalQueue, _ registry: DeviceRegistry, _ notify: borrowing Notify) {
         var refused = false
+        var latency = CPULatency()
+        let tick: Int32? = settings.keepCPUsAwake ? 1000 : nil
         while true {
-            let signal = signals.wait(milliseconds: notify.watchdogMilliseconds ?? -1)
+            let signal = signals.wait(milliseconds: min(tick ?? .max, notify.watchdogMilliseconds ?? tick ?? -1))
             notify.alive()
+            if tick != nil, signal == nil, let error = latency.tick(faults: registry.all.reduce(0) { $0 + $1.device.counters.faults.value }) {
+                logger.warning("keep-cpus-awake: cannot ask for it in /dev/cpu_dma_latency: \(error)")
+            }
             switch signal {
             case SIGTERM, SIGINT:
                 if refused {

@@ -25,8 +25,8 @@ enum HostMemory {
 enum Placement {
     static var processors: Int { max(1, sysconf(Int32(_SC_NPROCESSORS_ONLN))) }
 
-    /// Looking for the next fault without sleeping takes a processor away from the guests: worth it only where there are many.
-    static func spinMicroseconds(processors: Int) -> Int64 { processors >= 8 ? 20 : 0 }
+    /// Looking for a read's completion without sleeping takes a processor away from the guests: worth it only where there are many.
+    static func spinMicroseconds(processors: Int) -> Int64 { processors >= 8 ? 100 : 0 }
 }
 
 enum DirectoryListing {

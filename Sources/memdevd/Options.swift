@@ -35,6 +35,8 @@ struct Options: ParsableArguments {
     var scanIntervalMilliseconds: String?
     @Option(help: Options.help("fault-spin-microseconds", "How long a fault thread polls before it sleeps: auto or 0 to 1000.", "µs|auto"))
     var faultSpinMicroseconds: String?
+    @Option(help: Options.help("keep-cpus-awake", "Whether idle processors stay awake while VMs fault often: true or false.", "bool"))
+    var keepCPUsAwake: String?
     @Option(help: Options.help("read-ahead-max", "Most to read around a faulting page; 0: nothing.", "size"))
     var readAheadMax: String?
     @Option(help: Options.help("devices-max", "Most VMs at a time.", "count"))
@@ -96,6 +98,7 @@ struct Options: ParsableArguments {
         overrides.values["dma-grace-milliseconds"] = dmaGraceMilliseconds
         overrides.values["scan-interval-milliseconds"] = scanIntervalMilliseconds
         overrides.values["fault-spin-microseconds"] = faultSpinMicroseconds
+        overrides.values["keep-cpus-awake"] = keepCPUsAwake
         overrides.values["read-ahead-max"] = readAheadMax
         overrides.values["devices-max"] = devicesMax
         overrides.values["device-size-max"] = deviceSizeMax

@@ -11,7 +11,8 @@ final class RunDirectory {
     /// Makes what is missing, takes the lock that keeps a second daemon out, and binds the sockets.
     init(run: String, state: String, vmmPath: String, controlPath: String, socketMode: UInt32) throws(StartFailure) {
         for path in [vmmPath, controlPath] where path.utf8.count > MessageSocket.pathBytesMax {
-            throw StartFailure("socket path \(path) has \(path.utf8.count) bytes, the kernel takes \(MessageSocket.pathBytesMax); choose a shorter run-directory")
+            throw StartFailure(
+                "socket path \(path) has \(path.utf8.count) bytes, the kernel takes \(MessageSocket.pathBytesMax); choose a shorter run-directory")
         }
         try Self.makeDirectory(run, mode: 0o755)
         try Self.makeDirectory(state, mode: 0o700)
@@ -43,7 +44,9 @@ final class RunDirectory {
             }
             return file
         } catch {
-            if error.code == EWOULDBLOCK { throw StartFailure("another memdevd runs in this run-directory (it holds \(path)); stop it or choose another run-directory") }
+            if error.code == EWOULDBLOCK {
+                throw StartFailure("another memdevd runs in this run-directory (it holds \(path)); stop it or choose another run-directory")
+            }
             throw StartFailure("cannot lock \(path): \(error)")
         }
     }

@@ -1,0 +1,59 @@
+import Glibc
+package import Kernel
+
+/// A process of `test-vmm`, killed and reaped when its owner goes. Its descriptor 3 is one end of a socket pair, `socket` the other.
+package final class ChildProcess: @unchecked Sendable {
+    package let pid: Int32
+    package let socket: MessageSocket
+    private var isReaped = false
+
+    /// `arguments` follow the program's name.
+    package init(_ arguments: [String]) throws(Errno) {
+        let pair = try MessageSocket.pair()
+        var actions = posix_spawn_file_actions_t()
+        unsafe posix_spawn_file_actions_init(&actions)
+        defer { unsafe posix_spawn_file_actions_destroy(&actions) }
+        unsafe posix_spawn_file_actions_adddup2(&actions, pair.second.number, 3)
+        let program = Self.directory + "/test-vmm"
+        var argv: [UnsafeMutablePointer<CChar>?] = ([program] + arguments).map { unsafe strdup($0) } + [nil]
+        defer { for argument in argv { unsafe free(argument) } }
+        var pid: pid_t = 0
+        let result = unsafe posix_spawn(&pid, program, &actions, nil, &argv, environ)
+        if result != 0 { throw Errno(result) }
+        self.pid = pid
+        socket = MessageSocket(try pair.first.duplicate())
+    }
+
+    /// Where the test programs are built: beside this one.
+    private static let directory: String = {
+        var path = [CChar](repeating: 0, count: 1024)
+        let length = unsafe readlink("/proc/self/exe", &path, 1023)
+        let text = String(decoding: path[..<max(0, length)].map { UInt8(bitPattern: $0) }, as: UTF8.self)
+        return String(text[..<(text.lastIndex(of: "/") ?? text.startIndex)])
+    }()
+
+    /// The next byte that the child sends; nil when it has ended.
+    package func byte() -> UInt8? {
+        var bytes: [UInt8] = []
+        var descriptors = DescriptorList()
+        guard (try? socket.receive(1, into: &bytes, descriptors: &descriptors)) == true else { return nil }
+        return bytes[0]
+    }
+
+    package func kill() { _ = Glibc.kill(pid, SIGKILL) }
+
+    /// Waits for the end; the exit status, or 128 + the signal.
+    @discardableResult
+    package func wait() -> Int32 {
+        var status: Int32 = 0
+        while unsafe waitpid(pid, &status, 0) < 0, errno == EINTR {}
+        isReaped = true
+        return status & 0x7F == 0 ? (status >> 8) & 0xFF : 128 + (status & 0x7F)
+    }
+
+    deinit {
+        if isReaped { return }
+        kill()
+        wait()
+    }
+}

@@ -1,0 +1,71 @@
+import Glibc
+import Kernel
+import TestSupport
+
+/// A VMM in a process of its own, for tests that need one to die. Descriptor 3 is the test's end; '+' there means "ready".
+///
+///     test-vmm userfaultfd                    sends a userfaultfd and waits for the end of the connection
+///     test-vmm hold SOCKET VM BYTES           attaches, starts, waits
+///     test-vmm fill|check SOCKET VM BYTES     attaches with KEEP, writes (or checks) every page, says '+' or '-', ends without DETACH
+///     test-vmm storm SOCKET VM BYTES          two threads fault at random until they are killed
+@main enum Main {
+    static let test = MessageSocket(Descriptor(owning: 3))
+
+    static func main() {
+        let arguments = CommandLine.arguments
+        switch arguments.dropFirst().first {
+        case "userfaultfd": sendUserfaultfd()
+        case "hold", "fill", "check", "storm":
+            guard arguments.count == 5, let bytes = UInt64(arguments[4]) else { exit(2) }
+            attach(arguments[1], arguments[2], arguments[3], bytes)
+        default: exit(2)
+        }
+    }
+
+    static func say(_ character: Character, descriptors: [Int32] = []) {
+        try? test.send([character.asciiValue!], descriptors: descriptors)
+    }
+
+    static func waitForEnd() {
+        var bytes: [UInt8] = []
+        var descriptors = DescriptorList()
+        _ = try? test.receive(1, into: &bytes, descriptors: &descriptors)
+    }
+
+    static func sendUserfaultfd() {
+        guard let userfault = try? Userfault.open(features: Userfault.requiredFeatures) else { exit(3) }
+        say("+", descriptors: [userfault.descriptor.number])
+        waitForEnd()
+    }
+
+    static func attach(_ mode: String, _ path: String, _ vm: String, _ bytes: UInt64) {
+        guard let client = try? VMMClient(path: path) else { exit(3) }
+        if let problem = client.run(vm: vm, bytes: bytes, keep: mode == "fill" || mode == "check") {
+            print(problem)
+            exit(4)
+        }
+        let pages = bytes / 4096
+        switch mode {
+        case "fill":
+            for page in 0..<pages { client[page, 7] = page * 3 + 1 }
+            say("+")
+        case "check":
+            let isRight = client.restored && (0..<pages).allSatisfy { client[$0, 7] == $0 * 3 + 1 }
+            say(isRight ? "+" : "-")
+        case "storm":
+            let other = try? Thread(name: "storm") { storm(client, pages, seed: 1) }
+            say("+")
+            storm(client, pages, seed: 2)
+            other?.join()
+        default:
+            say("+")
+            waitForEnd()
+        }
+        exit(0)
+    }
+
+    static func storm(_ client: VMMClient, _ pages: UInt64, seed: UInt64) {
+        var random = SeededGenerator(seed: seed)
+        while true { client[random.below(pages), 1] = 1 }
+    }
+}
