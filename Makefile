@@ -26,12 +26,14 @@ all: build
 deps:
 	@contrib/install-dependencies build
 
-build: deps $(RELEASE)/libmemdev.so
-	$(SWIFT) build -c release --static-swift-stdlib --product memdevd
-	$(SWIFT) build -c release --static-swift-stdlib --product memdevctl
+# The linker's warning about mktemp is of Foundation's, in a function that nothing here calls.
+build: deps
+	@$(SWIFT) build -c release --static-swift-stdlib --product memdevd
+	@$(SWIFT) build -c release --static-swift-stdlib --product memdevctl
+	@$(MAKE) --no-print-directory $(RELEASE)/libmemdev.so
 
+# After the release build, which makes this directory (a link).
 $(RELEASE)/libmemdev.so: $(LIBSOURCES) $(wildcard Sources/libmemdev/*.h Sources/libmemdev/include/*.h)
-	@mkdir -p $(dir $@)
 	$(CC) -shared $(CFLAGS_LIB) $(LIBSOURCES) -o $@ -ldl -lpthread
 
 demo: build

@@ -152,6 +152,15 @@ import Testing
         #expect(memory.read(0) == 3)
     }
 
+    @Test("A page can be poisoned although it was write-protected when it was punched out") func poisonedOverMarker() throws {
+        let memory = try Self.resident(1)
+        try memory.arm()
+        try memory.punch(0)
+        try memory.userfault.poison(at: memory.address(0))
+        let pipe = try Pipe(pages: 16)
+        #expect(unsafe Glibc.write(pipe.writer.number, memory.memory.address, 8) == -1 && errno == EFAULT)
+    }
+
     @Test("A fault is reported with its page's address, and a wake without a page makes it fault again") func faults() throws {
         let memory = try Registered(pages: 4)
         let value = Value()
