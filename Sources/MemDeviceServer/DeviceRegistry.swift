@@ -85,6 +85,7 @@ package final class DeviceRegistry: Sendable {
             }
             state.entries[vm]!.attachedPID = pid
             state.entries[vm]!.keep = keep
+            state.entries[vm]!.regions = []
             return (entry.device, true)
         }
         let bytes = try size(vm: vm, asked: bytes)
@@ -122,8 +123,8 @@ package final class DeviceRegistry: Sendable {
     private func checkRoom(for pages: UInt64, vm: String, _ state: State) throws(Refusal) {
         guard let max = limits.budgetBytesMax else { return }
         let others = state.entries.values.reduce(UInt64(0)) { $1.device.name == vm ? $0 : $0 + $1.device.budget } << pageShift
-        guard others + pages << pageShift <= max else {
-            throw .meaning(.noSpace, "a budget of \(pages << pageShift) bytes for VM \(vm) does not fit: the others have \(others), memory-max is \(max)")
+        guard others <= max, pages <= (max - others) >> pageShift else {
+            throw .meaning(.noSpace, "a budget of \(pages.multipliedReportingOverflow(by: UInt64(pageBytes)).overflow ? UInt64.max : pages << pageShift) bytes for VM \(vm) does not fit: the others have \(others), memory-max is \(max)")
         }
     }
 

@@ -1,3 +1,4 @@
+import Glibc
 package import Kernel
 package import RemoteRAM
 
@@ -58,6 +59,10 @@ package enum MapperChecks {
         guard let features = features(inFdinfo: (try? descriptor.information()) ?? "") else {
             throw .meaning(.bad, "the userfaultfd has not been opened with UFFDIO_API")
         }
+        // The fault thread reads until nothing is left: a read that waits would never see that its VMM has gone.
+        guard fcntl(descriptor.number, F_GETFL) & O_NONBLOCK != 0 else {
+            throw .meaning(.invalid, "reading the userfaultfd blocks; open it with O_NONBLOCK")
+        }
         let missing = Userfault.requiredFeatures & ~features
         guard missing == 0 else {
             throw .meaning(
@@ -78,7 +83,7 @@ package enum MapperChecks {
         for line in text.split(separator: "\n") where line.hasPrefix("API:") {
             let fields = line.dropFirst(4).drop { $0 == "\t" || $0 == " " }.split(separator: ":")
             // The kernel marks an initialised one with bit 31 of its features.
-            guard fields.count == 3, let features = UInt64(fields[1], radix: 16) else { return nil }
+            guard fields.count == 3, let features = UInt64(fields[1], radix: 16), features & 1 << 31 != 0 else { return nil }
             return features & ~(1 << 31)
         }
         return nil
@@ -88,16 +93,23 @@ package enum MapperChecks {
     package static func pagemap(_ descriptor: borrowing Descriptor, of pid: Int32) throws(Refusal) {
         let target = (try? descriptor.linkTarget()) ?? "?"
         guard target.hasPrefix("/proc/"), target.hasSuffix("/pagemap") else {
-            throw .meaning(.bad, "the second descriptor of SET_MAPPER is \(target), not a pagemap")
+            throw .meaning(.bad, "the second descriptor of SET_MAPPER is \(printable(target)), not a pagemap")
         }
         guard target == "/proc/\(pid)/pagemap" else {
-            throw .meaning(.permission, "the pagemap is \(target), but process \(pid) sent it; open /proc/self/pagemap in the process that maps the memory")
+            throw .meaning(.permission, "the pagemap is \(printable(target)), but process \(pid) sent it; open /proc/self/pagemap in the process that maps the memory")
         }
     }
 
+    /// The client chose the name; the text goes into one line of the log.
+    private static func printable(_ text: String) -> String {
+        String(String.UnicodeScalarView(text.unicodeScalars.map { $0.properties.generalCategory == .control ? "?" : $0 }))
+    }
+
+    /// The descriptor is an eventfd. Reading it does not block from now on.
     package static func eventfd(_ descriptor: borrowing Descriptor) throws(Refusal) {
         guard (try? descriptor.linkTarget()) == "anon_inode:[eventfd]" else {
             throw .meaning(.bad, "the second descriptor of SET_DISCARD_RING is no eventfd")
         }
+        _ = fcntl(descriptor.number, F_SETFL, fcntl(descriptor.number, F_GETFL) | O_NONBLOCK)
     }
 }

@@ -286,6 +286,8 @@ package final class Session {
             device.stop()
         }
         mapper = nil
+        // What the VMM pinned is no longer anybody's.
+        if device.table.pinnedPages > 0 { device.unpin(PageRange(0, device.pageCount)) }
         registry.detached(vm: vm)
         log(.released(peer, vm: vm))
     }

@@ -210,6 +210,7 @@ final class FaultThread {
         {
             page += 1
         }
+        readAhead.shorten(to: page)
         if page > range.start { _ = installZeros(PageRange(range.start, page), heat: 0) }
         noteClaimed()
     }
@@ -320,7 +321,7 @@ final class FaultThread {
         // A device with little DRAM must not give it all to what may come.
         let most = min(ahead.count, UInt64(max(16, core.budget.limit / 8)))
         let near = ahead.end <= page ? PageRange(ahead.end - most, ahead.end) : PageRange(ahead.start, ahead.start + most)
-        _ = readRuns(near, leaving: 0)
+        readAhead.shorten(to: readRuns(near, leaving: 0))
     }
 
     /// Queues reads for the pages of `range` that are on the SSD, as far as slots and room go. Returns the first page not looked at.

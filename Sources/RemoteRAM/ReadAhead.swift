@@ -26,6 +26,8 @@ package struct ReadAhead: Sendable {
     private var recent = [PageIndex](repeating: .max, count: recentMax)
     private var recentNext = 0
     private var clock: UInt64 = 0
+    /// The stream that the last answer came from.
+    private var answered = 0
 
     package init(windowMax: UInt64, pageCount: UInt64) {
         self.windowMax = windowMax
@@ -42,6 +44,13 @@ package struct ReadAhead: Sendable {
         recent[recentNext] = page
         recentNext = (recentNext + 1) % Self.recentMax
         return nil
+    }
+
+    /// The caller took the pages of the last answer only up to `page` (no room, no buffers): the rest is offered again. Without this every page of the gap would be
+    /// a fault of its own. Backward streams keep what they were offered: their nearest pages come last.
+    package mutating func shorten(to page: PageIndex) {
+        guard streams.indices.contains(answered), !streams[answered].backward else { return }
+        streams[answered].frontier = min(streams[answered].frontier, max(page, streams[answered].last + 1))
     }
 
     private func stream(of page: PageIndex) -> Int? {
@@ -76,6 +85,7 @@ package struct ReadAhead: Sendable {
     }
 
     private mutating func extend(_ index: Int, to page: PageIndex) -> PageRange? {
+        answered = index
         var stream = streams[index]
         stream.window = min(windowMax, stream.window * 2)
         stream.last = page

@@ -16,6 +16,8 @@ final class ReclaimThread {
     private var lastStall: Int64 = 0
     private var lastFree: Int64 = 0
     private var diskFullSince: Int64?
+    /// Batches since the last one that did not meet a full disk.
+    private var fullInARow = 0
     private var staleCursor: PageIndex = 0
 
     /// Pages of one batch: enough for large writes, few enough that faults on them do not wait long.
@@ -192,11 +194,16 @@ final class ReclaimThread {
 
     private func noteDisk(_ outcome: WriteBack.Outcome) {
         if let error = outcome.full {
+            fullInARow += 1
+            // Space that belongs to nobody may be enough to go on; but the slots of a failed write count as such too, so only once.
+            if freeStaleSlots(max: .max) > 0, fullInARow == 1 { return }
             if diskFullSince == nil { core.report(.diskFull(error)) }
             diskFullSince = Clock.nanoseconds()
-            // Space that belongs to nobody may be enough to go on.
-            if freeStaleSlots(max: .max) == 0 { setBlocked(true) }
-        } else if diskFullSince != nil, !outcome.cleaned.isEmpty {
+            setBlocked(true)
+            return
+        }
+        if !outcome.cleaned.isEmpty { fullInARow = 0 }
+        if diskFullSince != nil, !outcome.cleaned.isEmpty {
             diskFullSince = nil
             setBlocked(false)
             core.report(.diskRecovered)
