@@ -64,6 +64,11 @@ int cvhost_pin_thread(int cpu)
 	return sched_setaffinity(0, sizeof(set), &set) < 0 ? -errno : 0;
 }
 
+int cvhost_nice_thread(int nice)
+{
+	return setpriority(PRIO_PROCESS, (id_t)syscall(SYS_gettid), nice) < 0 ? -errno : 0;
+}
+
 int64_t cvhost_monotonic_nanoseconds(void)
 {
 	struct timespec now;

@@ -40,6 +40,9 @@ package final class Thread: @unchecked Sendable {
     /// Runs the calling thread on one CPU only. Wraps `sched_setaffinity(2)`.
     package static func pinCurrent(toCPU cpu: Int) throws(Errno) { _ = try check(cvhost_pin_thread(Int32(cpu))) }
 
+    /// Sets the calling thread's nice value; a negative one needs CAP_SYS_NICE. Wraps `setpriority(2)`.
+    package static func setCurrentNice(_ nice: Int32) throws(Errno) { _ = try check(cvhost_nice_thread(nice)) }
+
     /// A hint inside a spin loop.
     @inline(__always)
     package static func relax() { cvhost_relax() }

@@ -48,6 +48,8 @@ package final class Session {
         } catch {
             if !isStopping() { log(.connectionFailed(peer, vm: vm, error)) }
         }
+        // At once: the VMM may live on for months.
+        socket.shutDown()
         end()
     }
 

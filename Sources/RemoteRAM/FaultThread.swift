@@ -34,6 +34,7 @@ final class FaultThread {
     private static let tagWork: UInt64 = 2 << 32
     private static let tagKick: UInt64 = 3 << 32
     private static let messagesMax = 64
+    private static let nice: Int32 = -10
     private static let idleNanoseconds: Int64 = 1_000_000_000
     private static let parkedNanoseconds: Int64 = 2_000_000
     /// Zero pages installed beyond the one asked for when a stream is seen.
@@ -60,6 +61,8 @@ final class FaultThread {
         if let cpu = core.settings.faultCPU {
             do { try Thread.pinCurrent(toCPU: cpu) } catch { core.report(.kernelRefused("binding the fault thread to CPU \(cpu)", error)) }
         }
+        // Guests wait for this thread and for nobody else here. Without the privilege it is merely slower under load.
+        try? Thread.setCurrentNice(Self.nice)
         ring.pollReadable(core.mapper.userfault.descriptor, tag: Self.tagUserfault)
         ring.pollReadable(core.faultWork.descriptor, tag: Self.tagWork)
         if let discards = core.discards { ring.pollReadable(discards.kick.descriptor, tag: Self.tagKick) }

@@ -20,6 +20,9 @@ int cvhost_signal_take(int fd);
 
 int cvhost_pin_thread(int cpu);
 
+// setpriority(2) of the calling thread.
+int cvhost_nice_thread(int nice);
+
 int64_t cvhost_monotonic_nanoseconds(void);
 
 // A hint to the CPU inside a spin loop.
