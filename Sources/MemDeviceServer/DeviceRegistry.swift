@@ -124,7 +124,10 @@ package final class DeviceRegistry: Sendable {
         guard let max = limits.budgetBytesMax else { return }
         let others = state.entries.values.reduce(UInt64(0)) { $1.device.name == vm ? $0 : $0 + $1.device.budget } << pageShift
         guard others <= max, pages <= (max - others) >> pageShift else {
-            throw .meaning(.noSpace, "a budget of \(pages.multipliedReportingOverflow(by: UInt64(pageBytes)).overflow ? UInt64.max : pages << pageShift) bytes for VM \(vm) does not fit: the others have \(others), memory-max is \(max)")
+            // More bytes than a number holds are said as the most.
+            let bytes = min(pages, .max >> pageShift) << pageShift
+            throw .meaning(
+                .noSpace, "a budget of \(bytes) bytes for VM \(vm) does not fit: the others have \(others), memory-max is \(max)")
         }
     }
 

@@ -96,7 +96,9 @@ package enum MapperChecks {
             throw .meaning(.bad, "the second descriptor of SET_MAPPER is \(printable(target)), not a pagemap")
         }
         guard target == "/proc/\(pid)/pagemap" else {
-            throw .meaning(.permission, "the pagemap is \(printable(target)), but process \(pid) sent it; open /proc/self/pagemap in the process that maps the memory")
+            throw .meaning(
+                .permission,
+                "the pagemap is \(printable(target)), but process \(pid) sent it; open /proc/self/pagemap in the process that maps the memory")
         }
     }
 

@@ -68,4 +68,3 @@ import Testing
         #expect(ring.take()?.tag == nil)
     }
 }
-

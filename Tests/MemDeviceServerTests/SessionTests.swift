@@ -70,8 +70,10 @@ import Testing
         defer { server.close() }
         let client = try server.connect(at: .started)
         for page in UInt64(0)..<64 { client[page] = page + 1 }
+        let device = try #require(server.registry["vm"]?.device)
+        let before = device.residentPages
         #expect(client.call(.discard, Wire.extents([(0, 16 << 12), (32 << 12, 16 << 12)]))?.value == 0)
-        #expect(server.registry["vm"]?.device.residentPages == 32)
+        #expect(device.residentPages == before - 32)
         for page in UInt64(0)..<64 { #expect(client[page] == (page & 16 == 0 ? 0 : page + 1)) }
     }
 
@@ -292,7 +294,7 @@ import Testing
         let clients = try (0..<3).map { try server.connect(at: .attached, vm: "vm\($0)") }
         let fourth = try server.connect(at: .negotiated)
         fourth.isRefused(fourth.attach(vm: "vm3", bytes: TestServer.bytes), .noSpace, "memory-max")
-        #expect(clients.allSatisfy(\.isUsable))
+        for client in clients { #expect(client.isUsable) }
     }
 
     // MARK: Regions, mappings, pinned ranges

@@ -58,7 +58,7 @@ final class TestServer: @unchecked Sendable {
         return client
     }
 
-    func isReleased(_ vm: String) -> Bool { eventually { registry[vm] == nil } && !directory.exists(vm + ".swap") }
+    func isReleased(_ vm: String) -> Bool { eventually { registry[vm] == nil && !directory.exists(vm + ".swap") } }
 
     func close() {
         server.stop()
@@ -112,7 +112,15 @@ extension VMMClient {
     var isUsable: Bool { call(.getFeatures)?.value == Features.offered.rawValue }
 
     /// The server has ended the connection.
-    var isClosed: Bool { receive() == nil }
+    var isClosed: Bool {
+        var bytes: [UInt8] = []
+        var descriptors = DescriptorList()
+        do throws(Errno) {
+            return try !socket.receive(1, into: &bytes, descriptors: &descriptors)
+        } catch {
+            return error == Errno(ECONNRESET)
+        }
+    }
 
     func isRefused(
         _ reply: Reply?, _ errno: Errno, _ text: String, closes: Bool = false, sourceLocation: SourceLocation = #_sourceLocation

@@ -12,6 +12,7 @@ private final class Hammer: @unchecked Sendable {
     private let threads: Int
     private let counts: [UnsafeMutableBufferPointer<UInt32>]
     private let running = Atomic<Int>(0)
+    private let mayEnd = Atomic<Bool>(true)
 
     init(_ guest: Guest, _ range: PageRange, threads: Int) {
         self.guest = guest
@@ -25,6 +26,10 @@ private final class Hammer: @unchecked Sendable {
     }
 
     deinit { for buffer in unsafe counts { unsafe buffer.deallocate() } }
+
+    /// Between these calls the threads go on beyond their increments.
+    func keepRunning() { mayEnd.store(false, ordering: .releasing) }
+    func letEnd() { mayEnd.store(true, ordering: .releasing) }
 
     var isRunning: Bool { running.load(ordering: .acquiring) > 0 }
 
@@ -43,11 +48,13 @@ private final class Hammer: @unchecked Sendable {
     private func run(_ thread: Int, _ increments: Int, _ generator: SeededGenerator) {
         var random = generator
         var base: UInt64 = 0
-        for step in 0..<increments {
+        var step = 0
+        while step < increments || !mayEnd.load(ordering: .relaxed) {
             if step % 256 == 0 { base = random.below(range.count) }
             let page = random.below(16) == 0 ? random.below(range.count) : (base + random.below(96)) % range.count
             guest[range.start + page, 8 + thread * 8] += 1
             unsafe counts[thread][Int(page)] += 1
+            step += 1
         }
     }
 
@@ -85,7 +92,9 @@ extension DeviceTests {
             #expect(hammer.wrong() == [])
             #expect(guest.firstWrong(readOnly, seed: 99) == nil)
             let counters = guest.device.counters
-            print("  out \(counters.pagesOut.value) (clean \(counters.pagesOutClean.value)), in \(counters.pagesInDemand.value)+\(counters.pagesInAhead.value), put back \(counters.pagesPutBack.value)")
+            print(
+                "  out \(counters.pagesOut.value) (clean \(counters.pagesOutClean.value)), in \(counters.pagesInDemand.value)+\(counters.pagesInAhead.value), put back \(counters.pagesPutBack.value)"
+            )
             #expect(counters.pagesOut.value > Self.pages)
             #expect(counters.checksumErrors.value == 0 && counters.readErrors.value == 0)
             #expect(eventually { Census(of: guest.device.table).inFlight == 0 })
@@ -110,8 +119,14 @@ extension DeviceTests {
             let guest = try Self.guest(directory, budget: Self.pages)
             defer { guest.stop() }
             let hammer = Hammer(guest, Self.hammered, threads: 2)
-            let threads = try hammer.start(increments: 100_000, random: &random)
-            while hammer.isRunning { guest.evict(pages: Self.pages) }
+            hammer.keepRunning()
+            let threads = try hammer.start(increments: 20_000, random: &random)
+            let counters = guest.device.counters
+            _ = eventually(within: 15_000) {
+                guest.evict(pages: Self.pages)
+                return counters.pagesOut.value > 8 * Self.pages && counters.pagesPutBack.value > 100
+            }
+            hammer.letEnd()
             Self.finish(guest, hammer, threads)
             #expect(guest.device.counters.pagesPutBack.value > 0)
         }
@@ -188,7 +203,8 @@ extension DeviceTests {
                 let count = 1 + random.below(8)
                 let page = random.below(Self.spare.count - count)
                 let began = Clock.nanoseconds()
-                #expect(unsafe pread(file.number, guest.pointer(Self.spare.start + page), Int(count) * pageBytes, Int(block) * pageBytes) == Int(count) * pageBytes)
+                #expect(
+                    unsafe pread(file.number, guest.pointer(Self.spare.start + page), Int(count) * pageBytes, Int(block) * pageBytes) == Int(count) * pageBytes)
                 let isStalled = Clock.nanoseconds() - began > 150_000_000
                 for offset in 0..<count {
                     expected[Int(page + offset)] = block + offset + 1

@@ -153,7 +153,8 @@ private struct ReferencePage: Equatable {
             if legal { expected.endFlight(.detaching) }
         default:
             guard expected.state == .detaching else {
-                let stale = expected.allocated && !expected.writingBack && (expected.state == .dram || expected.state == .zero)
+                let stale =
+                    expected.allocated && !expected.writingBack && (expected.state == .dram || expected.state == .zero)
                     && (!expected.valid || expected.validZero)
                 right = table.noteSlotFreed(page) == stale
                 if stale { expected.allocated = false }
@@ -251,7 +252,9 @@ private struct ReferencePage: Equatable {
         var random = SeededGenerator(for: "entry fields")
         for _ in 0..<10_000 {
             var entry = PageEntry(phase: .dram)
-            let (heat, stamp, checksum) = (UInt8(truncatingIfNeeded: random.next()), Stamp(raw: UInt16(random.below(2048))), UInt32(truncatingIfNeeded: random.next()))
+            let (heat, stamp, checksum) = (
+                UInt8(truncatingIfNeeded: random.next()), Stamp(raw: UInt16(random.below(2048))), UInt32(truncatingIfNeeded: random.next())
+            )
             entry.slotRetired = random.below(2) == 0
             entry.discarded = random.below(2) == 0
             let flags = (entry.slotRetired, entry.discarded)

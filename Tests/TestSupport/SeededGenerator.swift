@@ -1,5 +1,5 @@
-package import Kernel
 import Glibc
+import Kernel
 
 /// Random numbers that can be had again (SplitMix64). Tests print the seed; `MEMDEVD_TEST_SEED` gives it back.
 package struct SeededGenerator: RandomNumberGenerator, Sendable {

@@ -1,7 +1,7 @@
-package import Glibc
+import Glibc
 package import Kernel
 package import MemDeviceServer
-package import RemoteRAM
+import RemoteRAM
 
 /// A client of the VMM protocol that can be as wrong as a test wants.
 package final class VMMClient: @unchecked Sendable {
@@ -107,6 +107,8 @@ package final class VMMClient: @unchecked Sendable {
 
     /// The honest SET_MAPPER: all of the memory, registered.
     package func setMapper(_ change: (inout SetMapper) -> Void = { _ in }) -> Reply? {
+        // A range has one userfaultfd: the one of a refused message goes first.
+        userfault = nil
         guard let userfault = try? Userfault.open(features: Userfault.requiredFeatures),
             (try? userfault.register(address: base, length: bytes)) != nil,
             let pagemap = try? Descriptor.open("/proc/self/pagemap", flags: O_RDONLY)
