@@ -8,6 +8,8 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <linux/magic.h>
+#include <sys/statfs.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
@@ -97,6 +99,16 @@ int64_t cvhost_read(int fd, void *buffer, uint64_t length)
 	return n < 0 ? -errno : n;
 }
 
+int64_t cvhost_read_nowait(int fd, void *buffer, uint64_t length)
+{
+	struct iovec iov = { buffer, length };
+	ssize_t n;
+	do {
+		n = preadv2(fd, &iov, 1, -1, RWF_NOWAIT);
+	} while (n < 0 && errno == EINTR);
+	return n < 0 ? -errno : n;
+}
+
 int64_t cvhost_write(int fd, const void *buffer, uint64_t length)
 {
 	ssize_t n;
@@ -134,6 +146,12 @@ int cvhost_fstat(int fd, int64_t *size, int64_t *blocks, uint32_t *mode)
 	return 0;
 }
 
+int64_t cvhost_file_system(int fd)
+{
+	struct statfs status;
+	return fstatfs(fd, &status) < 0 ? -errno : (int64_t)status.f_type;
+}
+
 int cvhost_eventfd(unsigned int initial)
 {
 	int fd = eventfd(initial, EFD_CLOEXEC | EFD_NONBLOCK);
@@ -156,3 +174,5 @@ const int cvhost_o_direct = O_DIRECT;
 const unsigned int cvhost_memfd_flags = MFD_CLOEXEC | MFD_ALLOW_SEALING;
 const int cvhost_size_seals = F_SEAL_GROW | F_SEAL_SHRINK | F_SEAL_SEAL;
 const int cvhost_shrink_seal = F_SEAL_SHRINK;
+const int64_t cvhost_tmpfs_magic = TMPFS_MAGIC;
+const int64_t cvhost_proc_magic = PROC_SUPER_MAGIC;

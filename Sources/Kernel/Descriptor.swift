@@ -121,6 +121,12 @@ package struct Descriptor: ~Copyable, Sendable {
         cvhost_cached_pages(number, offset, length) == Int64(length >> 12)
     }
 
+    /// Whether it is an ordinary memfd (or a file on tmpfs): not on huge pages, not of a file system that somebody else serves. Wraps `fstatfs(2)`.
+    package borrowing func isOnTmpfs() throws(Errno) -> Bool { try check(cvhost_file_system(number)) == cvhost_tmpfs_magic }
+
+    /// Whether it is a file of /proc. Wraps `fstatfs(2)`.
+    package borrowing func isOnProc() throws(Errno) -> Bool { try check(cvhost_file_system(number)) == cvhost_proc_magic }
+
     /// Whether there is data, and no hole, at an offset. Wraps `lseek(SEEK_DATA)`.
     package borrowing func isData(at offset: UInt64) -> Bool { cvhost_seek_data(number, Int64(offset)) == Int64(offset) }
 }

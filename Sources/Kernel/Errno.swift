@@ -24,6 +24,9 @@ package struct Errno: Error, Equatable, Hashable, Sendable, CustomStringConverti
     package static let bad = Errno(EBADF)
     package static let fault = Errno(EFAULT)
 
+    /// The disk says that this place cannot be read or written; anything else may pass.
+    package var isOfMedium: Bool { [EIO, ENODATA, EILSEQ, EBADMSG, EREMOTEIO].contains(code) }
+
     package var description: String {
         guard let text = unsafe strerror(code) else { return "error \(code)" }
         return unsafe String(cString: text)

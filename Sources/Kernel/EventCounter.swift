@@ -18,7 +18,7 @@ package struct EventCounter: ~Copyable, Sendable {
     /// Resets the counter.
     package borrowing func clear() {
         var value: UInt64 = 0
-        _ = unsafe cvhost_read(descriptor.number, &value, 8)
+        _ = unsafe cvhost_read_nowait(descriptor.number, &value, 8)
     }
 
     /// Waits until signalled or until the time is over; clears it. Wraps `poll(2)`.

@@ -64,9 +64,9 @@ package struct Userfault: ~Copyable, Sendable {
     }
 
     /// Reads the waiting events, as many as `faults` holds, without blocking. Returns how many; 0 when there is none.
-    /// Wraps `read(2)`.
+    /// Wraps `preadv2(RWF_NOWAIT)`: the other holders of the descriptor can take O_NONBLOCK away at any time.
     package borrowing func readFaults(into faults: UnsafeMutableBufferPointer<uffd_msg>) throws(Errno) -> Int {
-        let n = unsafe cvhost_read(descriptor.number, faults.baseAddress!, UInt64(faults.count * MemoryLayout<uffd_msg>.size))
+        let n = unsafe cvhost_read_nowait(descriptor.number, faults.baseAddress!, UInt64(faults.count * MemoryLayout<uffd_msg>.size))
         if n == -Int64(EAGAIN) { return 0 }
         return Int(try check(n)) / MemoryLayout<uffd_msg>.size
     }

@@ -29,6 +29,8 @@ package final class DeviceRegistry: Sendable {
         package var keep: Bool
         /// Process of the VMM that is attached; nil when the device is kept without one.
         package var attachedPID: Int32?
+        /// Who attached it first; nobody else but root gets its contents.
+        package let ownerUID: UInt32
         package var regions: [Request.Region] = []
         package var channel: BackendChannel?
     }
@@ -61,12 +63,12 @@ package final class DeviceRegistry: Sendable {
     package var all: [Entry] { state.withLock { $0.entries.values.sorted { $0.device.name < $1.device.name } } }
 
     /// Makes a device for a VMM, or finds the kept one. `bytes` 0: as kept or configured.
-    package func attach(vm: String, bytes: UInt64, keep: Bool, pid: Int32) throws(Refusal) -> (device: MemoryDevice, restored: Bool) {
+    package func attach(vm: String, bytes: UInt64, keep: Bool, pid: Int32, uid: UInt32 = 0) throws(Refusal) -> (device: MemoryDevice, restored: Bool) {
         var refusal: Refusal?
         let keep = keep || configured(vm).keep
         let result = state.withLock { state -> (MemoryDevice, Bool)? in
             do throws(Refusal) {
-                return try attach(vm: vm, bytes: bytes, keep: keep, pid: pid, &state)
+                return try attach(vm: vm, bytes: bytes, keep: keep, pid: pid, uid: uid, &state)
             } catch {
                 refusal = error
                 return nil
@@ -76,8 +78,9 @@ package final class DeviceRegistry: Sendable {
         return result!
     }
 
-    private func attach(vm: String, bytes: UInt64, keep: Bool, pid: Int32, _ state: inout State) throws(Refusal) -> (MemoryDevice, Bool) {
+    private func attach(vm: String, bytes: UInt64, keep: Bool, pid: Int32, uid: UInt32, _ state: inout State) throws(Refusal) -> (MemoryDevice, Bool) {
         if let entry = state.entries[vm] {
+            guard uid == entry.ownerUID || uid == 0 else { throw .meaning(.permission, "VM \(vm) belongs to uid \(entry.ownerUID)") }
             if let other = entry.attachedPID { throw .meaning(.busy, "VM \(vm) is in use by process \(other)") }
             let size = entry.device.pageCount << pageShift
             guard bytes == 0 || bytes == size else {
@@ -101,7 +104,7 @@ package final class DeviceRegistry: Sendable {
                 if case .poisoned(let page, let error) = event { self?[vm]?.channel?.sendPoisoned(PageRange(page, page + 1), errno: error) }
                 onEvent(vm, event)
             }
-            state.entries[vm] = Entry(device: device, keep: keep, attachedPID: pid)
+            state.entries[vm] = Entry(device: device, keep: keep, attachedPID: pid, ownerUID: uid)
             return (device, false)
         } catch {
             throw .meaning(.noMemory, "VM \(vm): \(error)")

@@ -92,6 +92,10 @@ package enum MapperChecks {
     /// The descriptor is the pagemap of the process that sends it.
     package static func pagemap(_ descriptor: borrowing Descriptor, of pid: Int32) throws(Refusal) {
         let target = (try? descriptor.linkTarget()) ?? "?"
+        // A mount over the path would show the same name.
+        guard (try? descriptor.isOnProc()) == true else {
+            throw .meaning(.bad, "the second descriptor of SET_MAPPER is \(printable(target)), not a file of /proc")
+        }
         guard target.hasPrefix("/proc/"), target.hasSuffix("/pagemap") else {
             throw .meaning(.bad, "the second descriptor of SET_MAPPER is \(printable(target)), not a pagemap")
         }

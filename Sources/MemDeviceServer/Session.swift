@@ -201,7 +201,7 @@ package final class Session {
     }
 
     private func attach(vm: String, bytes: UInt64, keep: Bool) throws(Refusal) -> Reply {
-        let (device, restored) = try registry.attach(vm: vm, bytes: bytes, keep: keep, pid: peer.pid)
+        let (device, restored) = try registry.attach(vm: vm, bytes: bytes, keep: keep, pid: peer.pid, uid: peer.uid)
         self.vm = vm
         self.device = device
         stage = .attached
@@ -228,9 +228,11 @@ package final class Session {
         try MapperChecks.pagemap(pagemap, of: peer.pid)
         let placements = try MapperChecks.placements(mappings, pageCount: device!.pageCount)
         let pinnedRanges = try ranges(pinned, "pinned range")
+        guard device!.declarePinned(pinnedRanges) else {
+            throw .meaning(.noMemory, "the pinned ranges exceed the budget of VM \(vm!); raise it with 'memdevctl budget \(vm!) SIZE'")
+        }
         mapper = Mapper(
             userfault: Userfault(userfault), pagemap: Pagemap(pagemap), pid: peer.pid, noDMA: noDMA, placements: placements)
-        device!.declarePinned(pinnedRanges)
         stage = .mapped
     }
 

@@ -16,6 +16,7 @@ final class Detacher {
     private let sink: Descriptor
     private var free: [PipeBox] = []
     private var pending: [PutBack] = []
+    private var isClockStopped = false
     private let buffer: UnsafeMutableRawPointer
 
     /// A `~Copyable` pipe that can stand in an array.
@@ -83,6 +84,15 @@ final class Detacher {
         }
     }
 
+    /// Stops the grace time's clock while a fault waits for a page that is to be put back.
+    func noteWaiting() {
+        let holds = pending.contains { back in zip(back.pages, back.written).contains { $1 && core.table[$0].waiting } }
+        if holds != isClockStopped {
+            isClockStopped = holds
+            core.quiet.set(.putBack, holds)
+        }
+    }
+
     private func takePipe() -> PipeBox? {
         settle(all: false)
         return free.popLast()
@@ -104,7 +114,7 @@ final class Detacher {
         }
         let written: [Bool]
         do throws(Errno) {
-            written = try scanner.written(among: held)
+            written = try scanner.clean(among: held).map { !$0 }
         } catch {
             // Cannot judge: everything counts as written.
             if error == .noProcess { core.noteMapperGone() } else { core.report(.kernelRefused("judging detached pages", error)) }
@@ -160,7 +170,7 @@ final class Detacher {
     }
 
     private func resume(_ page: PageIndex, written: Bool) {
-        let stamp = Stamp(nanoseconds: Clock.nanoseconds())
+        let stamp = core.quiet.stamp()
         if core.table.undoDetach(page, stamp: stamp, written: written) { core.mapper.wake(PageRange(page, page + 1)) }
     }
 
@@ -215,9 +225,9 @@ final class Detacher {
                 skipped = 0
                 try unsafe box.pipe.read(into: UnsafeMutableRawBufferPointer(start: buffer, count: pageBytes))
             } catch {
-                // Cannot happen with a pipe that only this thread reads; if it does, the page must not come back with other content.
+                // Cannot happen with a pipe that only this thread reads. If it does, what comes next in the pipe is unknown: no page may come back with another's content.
                 core.report(.kernelRefused("reading page \(page) back from its pipe", error))
-                continue
+                break
             }
             install(page)
             installed.append(page)
@@ -243,8 +253,8 @@ final class Detacher {
                     core.noteMapperGone()
                     return writeBehind(page)
                 }
-                // The VMM has unmapped it.
-                if error == .noEntry { return writeBehind(page) }
+                // The VMM has unmapped it, or mapped something else there.
+                if error != .again, error != .noMemory, error != .exists { return writeBehind(page) }
                 // Newer content than ours: written to the memfd without a fault.
                 if error == .exists { return }
                 if error != .again, !reported {

@@ -35,6 +35,8 @@ package enum DeviceEvent: Sendable, Equatable {
     /// The disk is full (ENOSPC, EDQUOT): paging out has stopped.
     case diskFull(Errno)
     case diskRecovered
+    /// Faults wait for room, and no page can be taken: they may exceed the budget.
+    case nothingToTake
     case mapperGone
     /// The VMM broke the protocol in shared memory.
     case mapperAtFault(String)
@@ -70,6 +72,8 @@ package final class DeviceCore: @unchecked Sendable {
     package let isHolding = Atomic<Bool>(false)
     /// How often the discard ring has been read.
     package let discardDrains = Atomic<UInt64>(0)
+    /// Time for the grace time.
+    package let quiet = QuietClock()
     package let faultWork: EventCounter
     package let reclaimWork: EventCounter
     private let budgetLimit: Atomic<Int64>

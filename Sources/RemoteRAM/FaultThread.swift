@@ -25,6 +25,7 @@ final class FaultThread {
     private var readAhead: ReadAhead
     /// Faults that wait for room in the budget, a free slot, or memory.
     private var parked: [(page: PageIndex, arrived: Int64)] = []
+    private var isClockStopped = false
     private var load: (request: FaultRequests.Request, next: PageIndex, range: PageRange, pin: Bool)?
     private var loads: [FaultRequests.Request] = []
     /// Orders to discard, and what is left of them: pages that are being paged out just now.
@@ -169,18 +170,27 @@ final class FaultThread {
     }
 
     private func park(_ page: PageIndex, arrived: Int64) {
-        parked.append((page, arrived))
+        // Signals and needless wake-ups raise a fault again.
+        if !parked.contains(where: { $0.page == page }) { parked.append((page, arrived)) }
+        noteParked()
         counters.faultsParked.add(1)
         core.faultsParked.store(true, ordering: .sequentiallyConsistent)
         core.wakeReclaim()
     }
 
     private func retryParked() {
+        defer { noteParked() }
         guard !parked.isEmpty else { return }
         let waiting = parked
         parked.removeAll(keepingCapacity: true)
         core.faultsParked.store(false, ordering: .sequentiallyConsistent)
         for fault in waiting { answer(fault.page, arrived: fault.arrived) }
+    }
+
+    private func noteParked() {
+        if parked.isEmpty == !isClockStopped { return }
+        isClockStopped = !parked.isEmpty
+        core.quiet.set(.parked, isClockStopped)
     }
 
     /// Tells reclaim when the claimed pages have crossed the mark.
@@ -225,7 +235,7 @@ final class FaultThread {
             var page = pages.start
             var attempts = 0
             while page < pages.end {
-                let stamp = Stamp(nanoseconds: Clock.nanoseconds())
+                let stamp = core.quiet.stamp()
                 let newHeat = AgingClock.heatWhenFilled(heat, refault: false)
                 do throws(Errno) {
                     let at = address + (page - pages.start) << pageShift
@@ -267,7 +277,7 @@ final class FaultThread {
             table.finishFilling(page, as: .unchanged, heat: before.heat, stamp: before.stamp)
             return true
         }
-        let stamp = Stamp(nanoseconds: Clock.nanoseconds())
+        let stamp = core.quiet.stamp()
         for _ in 0..<Self.againMax {
             do throws(Errno) {
                 _ = try core.mapper.userfault.zero(at: address, length: UInt64(pageBytes))
@@ -375,7 +385,12 @@ final class FaultThread {
     /// Only what somebody asked for, and failed twice, is lost; what was read ahead goes back.
     private func readingFailed(_ page: PageIndex, slot: PageInSlots.Slot, error: Errno) {
         if !slot.isDemand { return giveBack(page, to: .ssd) }
-        if !slot.isRetry, error != .noProcess { return readDemand(page, arrived: slot.arrived, isRetry: true) }
+        if !error.isOfMedium {
+            // No memory, interrupted: the slot is as good as before.
+            giveBack(page, to: .ssd)
+            return park(page, arrived: slot.arrived)
+        }
+        if !slot.isRetry { return readDemand(page, arrived: slot.arrived, isRetry: true) }
         poison(page, error: error)
     }
 
@@ -405,7 +420,7 @@ final class FaultThread {
 
     private func installRun(_ range: PageRange, from buffer: UnsafeMutableRawPointer, base: PageIndex, slot: PageInSlots.Slot) {
         if range.isEmpty { return }
-        let stamp = Stamp(nanoseconds: Clock.nanoseconds())
+        let stamp = core.quiet.stamp()
         core.mapper.forEachPiece(of: range) { address, pages in
             var page = pages.start
             var attempts = 0
@@ -553,7 +568,7 @@ final class FaultThread {
     /// installed or touched since.
     private func forgetSlot(_ page: PageIndex) {
         if core.memfd.isData(at: page << pageShift) {
-            table.finishFilling(page, as: .dirty, heat: 0, stamp: Stamp(nanoseconds: Clock.nanoseconds()))
+            table.finishFilling(page, as: .dirty, heat: 0, stamp: core.quiet.stamp())
         } else {
             _ = table.abandonFilling(page, to: .zero)
         }
@@ -569,7 +584,7 @@ final class FaultThread {
         do throws(Errno) {
             guard let address = core.mapper.address(of: page) else { throw .fault }
             _ = try unsafe core.mapper.userfault.copy(to: address, from: zeros, length: UInt64(pageBytes), mode: .dirty)
-            table.finishFilling(page, as: .dirty, heat: 0, stamp: Stamp(nanoseconds: Clock.nanoseconds()))
+            table.finishFilling(page, as: .dirty, heat: 0, stamp: core.quiet.stamp())
         } catch {
             _ = table.abandonFilling(page, to: .poisoned)
         }

@@ -215,24 +215,54 @@ package final class MemoryDevice: Sendable {
     /// False when some page cannot be made resident (no memory, unreadable): then serving goes on as before. `keepGoing` is asked now and then.
     package func releaseMapper(keepGoing: () -> Bool) -> Bool {
         guard let core = running.withLock({ $0?.core }) else { return true }
+        var awayBefore = UInt64.max
+        var turnsWithoutProgress = 0
         // Reclaim must be known to stand still: a page that it takes after the look below would read as zeros for ever.
         core.holdWanted.store(true, ordering: .sequentiallyConsistent)
         core.reclaimWork.signal()
         while !core.isHolding.load(ordering: .sequentiallyConsistent) || hasPagesAway(PageRange(0, pageCount)) {
-            if !keepGoing() || core.mapperGone.load(ordering: .relaxed) || table.poisonedPages > 0 {
+            // The session may have stopped the device meanwhile: then there is nobody to hand anything to.
+            guard running.withLock({ $0?.core }) === core else { return true }
+            let away = UInt64(table.ssdPages)
+            turnsWithoutProgress = away < awayBefore ? 0 : turnsWithoutProgress + 1
+            awayBefore = away
+            let isStuck = turnsWithoutProgress > Self.releaseTurnsMax
+            if isStuck || !keepGoing() || core.mapperGone.load(ordering: .relaxed) || table.poisonedPages > 0 {
                 core.holdWanted.store(false, ordering: .sequentiallyConsistent)
                 core.setBudget(pages: budgetPages.withLock { $0 })
                 return core.mapperGone.load(ordering: .relaxed)
             }
             // Again in each turn: an operator may set another one meanwhile.
             core.setBudget(pages: pageCount)
-            _ = load(PageRange(0, pageCount), pin: false)
+            loadAll(keepGoing)
+            if turnsWithoutProgress > 0 { usleep(Self.releasePauseMicroseconds) }
         }
         for placement in core.mapper.placements {
-            try? core.mapper.userfault.unregister(address: placement.address, length: placement.pages.bytes)
+            do throws(Errno) {
+                try core.mapper.userfault.unregister(address: placement.address, length: placement.pages.bytes)
+            } catch {
+                if error == .noProcess { return true }
+                core.report(.kernelRefused("ending the registration of \(placement.pages)", error))
+                core.holdWanted.store(false, ordering: .sequentiallyConsistent)
+                return false
+            }
         }
         core.mapper.wake(PageRange(0, pageCount))
         return true
+    }
+
+    private static let releaseTurnsMax = 50
+    private static let releasePauseMicroseconds: useconds_t = 20_000
+    /// Pages brought in between two looks at `keepGoing`.
+    private static let releasePieceBytes: UInt64 = 1 << 30
+
+    private func loadAll(_ keepGoing: () -> Bool) {
+        let step = Self.releasePieceBytes >> pageShift
+        var start: PageIndex = 0
+        while start < pageCount, keepGoing() {
+            _ = load(PageRange(start, min(pageCount, start + step)), pin: false)
+            start += step
+        }
     }
 
     private func hasPagesAway(_ range: PageRange) -> Bool {
@@ -284,13 +314,18 @@ package final class MemoryDevice: Sendable {
 
     /// Pins a range: makes it resident and keeps it so. False when the budget has no room for it (nothing is pinned then). Waits.
     package func pin(_ range: PageRange) -> Bool {
-        for _ in 0..<100 {
+        // What an earlier order holds stays held when this one fails.
+        var fresh = RunBuilder()
+        for page in range.start..<range.end where !table[page].pinned { fresh.append(page) }
+        let freshPages = fresh.runs.reduce(0) { $0 + $1.count }
+        guard UInt64(max(0, table.pinnedPages)) + freshPages <= budget else { return false }
+        let deadline = Clock.nanoseconds() + (settings.graceMilliseconds * 2 + 2000) * 1_000_000
+        while Clock.nanoseconds() < deadline {
             _ = load(range, pin: true)
             if (range.start..<range.end).allSatisfy({ table[$0].phase == .dram && table[$0].pinned }) { return true }
-            if table.pinnedPages > Int64(budget) { break }
             usleep(1000)
         }
-        unpin(range)
+        for run in fresh.runs { unpin(run) }
         return false
     }
 
@@ -298,9 +333,13 @@ package final class MemoryDevice: Sendable {
         for page in range.start..<range.end { table.setPinned(page, false) }
     }
 
-    /// Marks ranges as pinned before the VMM runs; they are never paged out once resident.
-    package func declarePinned(_ ranges: [PageRange]) {
+    /// Marks ranges as pinned before the VMM runs; they are never paged out once resident. False when they exceed the budget: nothing is marked then.
+    package func declarePinned(_ ranges: [PageRange]) -> Bool {
+        var total: UInt64 = 0
+        for range in ranges { total += min(range.count, pageCount) }
+        guard total <= budget else { return false }
         for range in ranges { for page in range.start..<range.end { table.setPinned(page, true) } }
+        return true
     }
 
     /// The ranges are unused from now on. Waits until they are.

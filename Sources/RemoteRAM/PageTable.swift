@@ -172,7 +172,8 @@ package final class PageTable: @unchecked Sendable {
                 // With `touched` the scanner has consumed a write between the install and now: its report counts.
                 entry.slotValid = false
                 entry.contentZero = false
-                entry.stamp = stamp
+                // The scanner's own stamp is the later one.
+                if !entry.touched { entry.stamp = stamp }
             }
             entry.writingBack = entry.writingBack && !entry.touched && filled == .unchanged
             entry.touched = false
@@ -185,6 +186,8 @@ package final class PageTable: @unchecked Sendable {
     package func abandonFilling(_ page: PageIndex, to phase: PageEntry.Phase) -> Bool {
         update(page) { entry in
             precondition(entry.phase == .filling && (phase == .zero || phase == .ssd || phase == .poisoned))
+            // What the VMM has given up does not come back from the SSD.
+            let phase = entry.discarded && phase == .ssd ? PageEntry.Phase.zero : phase
             entry.phase = phase
             entry.waiting = false
             entry.touched = false
@@ -272,9 +275,10 @@ package final class PageTable: @unchecked Sendable {
     }
 
     /// Begins a write-back of a dirty page, which a scan has just write-protected. False when it is not a dirty resident page.
-    package func beginWriteBack(_ page: PageIndex) -> Bool {
+    /// `isQuiet`: unwritten for the grace time; a copy of any other page would be provisional (R4).
+    package func beginWriteBack(_ page: PageIndex, isQuiet: (PageEntry) -> Bool) -> Bool {
         update(page) { entry in
-            guard entry.isDirty, !entry.slotRetired, !entry.pinned else { return false }
+            guard entry.isDirty, !entry.slotRetired, !entry.pinned, isQuiet(entry) else { return false }
             entry.writingBack = true
             return true
         }.changed
@@ -283,14 +287,17 @@ package final class PageTable: @unchecked Sendable {
     /// The copy of the page that was made since `beginWriteBack` is durable, and a scan after it reported no write: the slot is valid.
     /// False when the page was written (or taken) meanwhile. `zero`: the copy was all zeros, no slot was written.
     package func finishWriteBack(_ page: PageIndex, checksum: UInt32, zero: Bool) -> Bool {
-        update(page) { entry in
-            guard entry.phase == .dram, entry.writingBack else { return false }
+        let (before, changed) = update(page) { entry in
+            guard entry.writingBack else { return false }
             entry.writingBack = false
+            // Somebody else has it just now: as if it had not been copied.
+            guard entry.phase == .dram else { return true }
             entry.slotValid = true
             entry.contentZero = zero
             entry.checksum = checksum
             return true
-        }.changed
+        }
+        return changed && before.phase == .dram
     }
 
     /// The slot may occupy disk space from now on.

@@ -41,9 +41,9 @@ final class Scanner {
         return complete
     }
 
-    /// Which of `pages` (ascending) have been written since they were last protected. Consumes nothing: for pages that are detached (rule R1).
-    /// The answer has one element for each of `pages`. Pages that the mapper does not map count as not written: nobody can write them.
-    func written(among pages: [PageIndex]) throws(Errno) -> [Bool] {
+    /// Which of `pages` (ascending) are *known* not to have been written since they were last protected, one element for each. Consumes nothing: for pages that
+    /// are detached (rule R1). A page that the kernel says nothing of, because the VMM has unmapped it or is gone, is not known to be clean.
+    func clean(among pages: [PageIndex]) throws(Errno) -> [Bool] {
         var result = [Bool](repeating: false, count: pages.count)
         var next = 0
         var failure: Errno?
@@ -51,7 +51,7 @@ final class Scanner {
             core.mapper.forEachPiece(of: span) { address, piece in
                 do throws(Errno) {
                     // Reports come in ascending order, as `pages` are.
-                    try walk(address, piece, protect: false) { run in
+                    try walk(address, piece, .clean) { run in
                         while next < pages.count, pages[next] < run.start { next += 1 }
                         while next < pages.count, pages[next] < run.end {
                             result[next] = true
@@ -81,10 +81,11 @@ final class Scanner {
 
     private func scan(_ range: PageRange) -> Bool {
         var complete = true
-        let stamp = Stamp(nanoseconds: Clock.nanoseconds())
         core.mapper.forEachPiece(of: range) { address, piece in
             do throws(Errno) {
-                try walk(address, piece, protect: true) { run in
+                try walk(address, piece, .writtenAndProtect) { run in
+                    // Taken after the call that protected the run: the grace time (R4) begins with the protection, not before it.
+                    let stamp = core.quiet.stamp()
                     for page in run.start..<run.end {
                         _ = core.table.reportWritten(page, stamp: stamp) { $0 = AgingClock.heatWhenWritten($0) }
                     }
@@ -98,17 +99,18 @@ final class Scanner {
         return complete
     }
 
-    private func walk(_ address: UInt64, _ piece: PageRange, protect: Bool, _ body: (PageRange) -> Void) throws(Errno) {
+    private func walk(_ address: UInt64, _ piece: PageRange, _ question: Pagemap.Question, _ body: (PageRange) -> Void) throws(Errno) {
         let end = address + piece.bytes
         var at = address
         while at < end {
-            let (count, walkEnd) = try core.mapper.pagemap.scanWritten(start: at, end: end, protect: protect, into: regions)
+            let (count, walkEnd) = try core.mapper.pagemap.scan(question, start: at, end: end, into: regions)
+            // A walk that does not move would never end; what is out of bounds is no answer of the kernel's. Runs may overlap (a full result vector).
+            guard walkEnd > at, walkEnd <= end, count <= regions.count else { throw .invalid }
             for index in 0..<count {
                 let region = unsafe regions[index]
+                guard region.start >= address, region.end <= end, region.start < region.end else { throw .invalid }
                 body(PageRange(piece.start + (region.start - address) >> pageShift, piece.start + (region.end - address) >> pageShift))
             }
-            // A walk that does not move would never end.
-            guard walkEnd > at else { throw .invalid }
             at = walkEnd
         }
     }

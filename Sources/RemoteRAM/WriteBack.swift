@@ -45,7 +45,11 @@ final class WriteBack {
     func run(_ pages: [PageIndex]) -> Outcome {
         var outcome = Outcome()
         var builder = RunBuilder(pagesMax: Self.runPages)
-        for page in pages where core.table.beginWriteBack(page) { builder.append(page) }
+        let graceUnits = Stamp.units(covering: core.graceMilliseconds)
+        let now = core.quiet.stamp()
+        for page in pages where core.table.beginWriteBack(page, isQuiet: { graceUnits == 0 || now.units(since: $0.stamp) >= graceUnits }) {
+            builder.append(page)
+        }
         checksums.removeAll(keepingCapacity: true)
         var zeros: [PageIndex] = []
         for run in builder.runs { start(run, zeros: &zeros, outcome: &outcome) }
@@ -129,14 +133,19 @@ final class WriteBack {
         } else {
             core.report(.writeFailed(missing, error))
             // Alone, each page shows whether its own slot is bad.
-            cancel(missing, retire: missing.count == 1)
+            cancel(missing, retire: missing.count == 1 && error.isOfMedium)
+            if missing.count == 1, !error.isOfMedium { return forget(missing) }
             if missing.count == 1 {
                 core.report(.slotRetired(missing.start, error))
             } else {
                 suspects.append(contentsOf: missing.start..<missing.end)
             }
         }
-        for page in missing.start..<missing.end { checksums[page] = nil }
+        forget(missing)
+    }
+
+    private func forget(_ pages: PageRange) {
+        for page in pages.start..<pages.end { checksums[page] = nil }
     }
 
     /// Pages of a failed multi-page write, to be tried one by one.

@@ -94,7 +94,12 @@ final class Daemon: Sendable {
             }
             notify.status("making VM \(name) resident")
             logger.notice("making \(Size(bytes: away)) resident to hand the memory back", metadata: ["vm": "\(name)"])
-            if !entry.device.releaseMapper(keepGoing: { true }) { stuck.append(name) }
+            if !entry.device.releaseMapper(keepGoing: {
+                notify.alive()
+                return true
+            }) {
+                stuck.append(name)
+            }
         }
         return stuck
     }
@@ -151,7 +156,7 @@ final class Daemon: Sendable {
         switch event {
         case .mapperGone: logger.debug("\(event)", metadata: metadata)
         case .diskRecovered: logger.notice("\(event)", metadata: metadata)
-        case .mapperAtFault, .readFailed, .writeFailed: logger.warning("\(event)", metadata: metadata)
+        case .mapperAtFault, .readFailed, .writeFailed, .nothingToTake: logger.warning("\(event)", metadata: metadata)
         case .poisoned, .checksumWrong, .slotRetired, .diskFull, .kernelRefused: logger.error("\(event)", metadata: metadata)
         }
     }

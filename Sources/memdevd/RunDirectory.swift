@@ -6,6 +6,7 @@ final class RunDirectory {
     let vmm: MessageSocket
     let control: MessageSocket
     private let lock: Descriptor
+    private let stateLock: Descriptor
     private let paths: [String]
 
     /// Makes what is missing, takes the lock that keeps a second daemon out, and binds the sockets.
@@ -17,6 +18,7 @@ final class RunDirectory {
         try Self.makeDirectory(run, mode: 0o755)
         try Self.makeDirectory(state, mode: 0o700)
         lock = try Self.lock(run + "/memdevd.lock")
+        stateLock = try Self.lock(state + "/memdevd.lock")
         vmm = try Self.listen(vmmPath, mode: socketMode)
         control = try Self.listen(controlPath, mode: socketMode)
         paths = [vmmPath, controlPath]
@@ -45,7 +47,7 @@ final class RunDirectory {
             return file
         } catch {
             if error.code == EWOULDBLOCK {
-                throw StartFailure("another memdevd runs in this run-directory (it holds \(path)); stop it or choose another run-directory")
+                throw StartFailure("another memdevd runs with this directory (it holds \(path)); stop it or choose another directory")
             }
             throw StartFailure("cannot lock \(path): \(error)")
         }

@@ -41,7 +41,9 @@ import Testing
         func written(protect: Bool) throws(Errno) -> [Int] {
             var regions = [cvhost_page_region](repeating: cvhost_page_region(), count: 64)
             let result = unsafe regions.withUnsafeMutableBufferPointer { buffer in
-                Result { () throws(Errno) in try unsafe pagemap.scanWritten(start: address(0), end: address(pages), protect: protect, into: buffer) }
+                Result { () throws(Errno) in
+                    try unsafe pagemap.scan(protect ? .writtenAndProtect : .written, start: address(0), end: address(pages), into: buffer)
+                }
             }
             let (count, end) = try result.get()
             #expect(end == address(pages))

@@ -121,7 +121,7 @@ private struct ReferencePage: Equatable {
             if flying { expected.touched = true }
         case 12:
             let legal = expected.isDirty && !expected.retired && !expected.pinned
-            right = table.beginWriteBack(page) == legal
+            right = table.beginWriteBack(page, isQuiet: { _ in true }) == legal
             if legal { expected.writingBack = true }
         case 13:
             let zero = random.below(2) == 0
@@ -203,7 +203,7 @@ private struct ReferencePage: Equatable {
         for page in 0..<table.pageCount {
             _ = table.claim(page, from: .zero)
             table.finishFilling(page, as: .dirty, heat: 0, stamp: Self.stamp)
-            _ = table.beginWriteBack(page)
+            _ = table.beginWriteBack(page, isQuiet: { _ in true })
             _ = table.finishWriteBack(page, checksum: 1, zero: false)
         }
         let won = Won()
@@ -221,7 +221,7 @@ private struct ReferencePage: Equatable {
         let table = try PageTable(pageCount: 1)
         _ = table.claim(0, from: .zero)
         table.finishFilling(0, as: .dirty, heat: 0, stamp: Self.stamp)
-        _ = table.beginWriteBack(0)
+        _ = table.beginWriteBack(0, isQuiet: { _ in true })
         #expect(table.finishWriteBack(0, checksum: 9, zero: false))
         _ = table.claim(0, from: .dram)
         #expect(!table.reportWritten(0, stamp: Self.stamp) { _ in })
@@ -233,7 +233,7 @@ private struct ReferencePage: Equatable {
         let table = try PageTable(pageCount: 1)
         _ = table.claim(0, from: .zero)
         table.finishFilling(0, as: .dirty, heat: 0, stamp: Self.stamp)
-        #expect(table.beginWriteBack(0))
+        #expect(table.beginWriteBack(0, isQuiet: { _ in true }))
         #expect(table.reportWritten(0, stamp: Self.stamp) { _ in })
         #expect(!table.finishWriteBack(0, checksum: 9, zero: false))
         #expect(table[0].isDirty)

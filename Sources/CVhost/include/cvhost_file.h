@@ -29,6 +29,8 @@ int64_t cvhost_pwrite(int fd, const void *buffer, uint64_t length, int64_t offse
 
 int64_t cvhost_read(int fd, void *buffer, uint64_t length);
 
+// preadv2(RWF_NOWAIT): never waits, whatever the O_NONBLOCK flag of the (shared) file description says.
+int64_t cvhost_read_nowait(int fd, void *buffer, uint64_t length);
 int64_t cvhost_write(int fd, const void *buffer, uint64_t length);
 
 // First byte of data at or after offset (SEEK_DATA); -ENXIO past the last.
@@ -40,6 +42,11 @@ int64_t cvhost_cached_pages(int fd, uint64_t offset, uint64_t length);
 // Size in bytes, 512-byte blocks that it occupies, and file type with permissions (st_mode).
 int cvhost_fstat(int fd, int64_t *size, int64_t *blocks, uint32_t *mode);
 
+
+// f_type of fstatfs(2).
+int64_t cvhost_file_system(int fd);
+extern const int64_t cvhost_tmpfs_magic;
+extern const int64_t cvhost_proc_magic;
 
 int cvhost_eventfd(unsigned int initial);
 
