@@ -94,7 +94,7 @@ package enum MapperChecks {
         let target = (try? descriptor.linkTarget()) ?? "?"
         // A mount over the path would show the same name.
         guard (try? descriptor.isOnProc()) == true else {
-            throw .meaning(.bad, "the second descriptor of SET_MAPPER is \(printable(target)), not a file of /proc")
+            throw .meaning(.bad, "the second descriptor of SET_MAPPER is \(printable(target)), not a pagemap of /proc")
         }
         guard target.hasPrefix("/proc/"), target.hasSuffix("/pagemap") else {
             throw .meaning(.bad, "the second descriptor of SET_MAPPER is \(printable(target)), not a pagemap")

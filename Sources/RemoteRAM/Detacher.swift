@@ -16,7 +16,6 @@ final class Detacher {
     private let sink: Descriptor
     private var free: [PipeBox] = []
     private var pending: [PutBack] = []
-    private var isClockStopped = false
     private let buffer: UnsafeMutableRawPointer
 
     /// A `~Copyable` pipe that can stand in an array.
@@ -32,6 +31,8 @@ final class Detacher {
         /// One for each of `pages`.
         var written: [Bool]
         var due: Int64
+        /// When the pages were taken.
+        var begun: Int64
     }
 
     /// Pages of one batch: short, because a fault on one of them waits for all, and a page written within the time that the batch takes must be put back.
@@ -86,11 +87,8 @@ final class Detacher {
 
     /// Stops the grace time's clock while a fault waits for a page that is to be put back.
     func noteWaiting() {
-        let holds = pending.contains { back in zip(back.pages, back.written).contains { $1 && core.table[$0].waiting } }
-        if holds != isClockStopped {
-            isClockStopped = holds
-            core.quiet.set(.putBack, holds)
-        }
+        let since = pending.lazy.filter { back in zip(back.pages, back.written).contains { $1 && self.core.table[$0].waiting } }.map(\.begun).min() ?? 0
+        core.quiet.putBackSince.store(since, ordering: .sequentiallyConsistent)
     }
 
     private func takePipe() -> PipeBox? {
@@ -193,8 +191,8 @@ final class Detacher {
         } else if core.graceMilliseconds == 0 {
             putBack(pages, back, box)
         } else {
-            let due = Clock.nanoseconds() + core.graceMilliseconds * 1_000_000
-            pending.append(PutBack(box: box, pages: pages, written: back, due: due))
+            let now = Clock.nanoseconds()
+            pending.append(PutBack(box: box, pages: pages, written: back, due: now + core.graceMilliseconds * 1_000_000, begun: now))
         }
         return left
     }

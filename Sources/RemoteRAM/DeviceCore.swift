@@ -35,7 +35,7 @@ package enum DeviceEvent: Sendable, Equatable {
     /// The disk is full (ENOSPC, EDQUOT): paging out has stopped.
     case diskFull(Errno)
     case diskRecovered
-    /// Faults wait for room, and no page can be taken: they may exceed the budget.
+    /// A fault has waited for room too long (everything is pinned, or written all the time): it exceeds the budget.
     case nothingToTake
     case mapperGone
     /// The VMM broke the protocol in shared memory.
@@ -77,6 +77,7 @@ package final class DeviceCore: @unchecked Sendable {
     package let faultWork: EventCounter
     package let reclaimWork: EventCounter
     private let budgetLimit: Atomic<Int64>
+    private let lastOverBudget = Atomic<Int64>(-1 << 62)
 
     package init(
         name: String, table: PageTable, memfd: consuming Descriptor, swap: consuming SwapFile, mapper: Mapper, settings: DeviceSettings,
@@ -113,7 +114,15 @@ package final class DeviceCore: @unchecked Sendable {
     /// Whether a fault may take `pages` more.
     @inline(__always)
     package func hasRoom(for pages: Int64) -> Bool {
-        table.residentPages + pages <= budgetLimit.load(ordering: .relaxed) || reclaimBlocked.load(ordering: .relaxed)
+        table.residentPages + pages <= budget.room || reclaimBlocked.load(ordering: .relaxed)
+    }
+
+    /// For the fault thread; told once in a while.
+    package func reportOverBudget() {
+        let now = Clock.nanoseconds()
+        guard now - lastOverBudget.load(ordering: .relaxed) > 10_000_000_000 else { return }
+        lastOverBudget.store(now, ordering: .relaxed)
+        report(.nothingToTake)
     }
 
     /// Returns when the discard ring has been read by the fault thread, from its beginning, after the call. For the reclaim thread.

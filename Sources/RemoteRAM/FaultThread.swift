@@ -25,7 +25,10 @@ final class FaultThread {
     private var readAhead: ReadAhead
     /// Faults that wait for room in the budget, a free slot, or memory.
     private var parked: [(page: PageIndex, arrived: Int64)] = []
-    private var isClockStopped = false
+    /// The fault that is being answered has waited long enough: it may exceed the budget.
+    private var ignoresBudget = false
+    /// How long a fault may wait for room.
+    private let parkedNanosecondsMax: Int64
     private var load: (request: FaultRequests.Request, next: PageIndex, range: PageRange, pin: Bool)?
     private var loads: [FaultRequests.Request] = []
     /// Orders to discard, and what is left of them: pages that are being paged out just now.
@@ -35,6 +38,7 @@ final class FaultThread {
     private static let tagWork: UInt64 = 2 << 32
     private static let tagKick: UInt64 = 3 << 32
     private static let messagesMax = 64
+    private static let parkedMillisecondsMax: Int64 = 1000
     private static let nice: Int32 = -10
     private static let idleNanoseconds: Int64 = 1_000_000_000
     private static let parkedNanoseconds: Int64 = 2_000_000
@@ -50,6 +54,8 @@ final class FaultThread {
         counters = core.counters
         ring = try Ring(entries: 128, bufferCount: PageInSlots.bufferPages, bufferBytes: pageBytes)
         unsafe messages = .allocate(capacity: Self.messagesMax)
+        let milliseconds = core.graceMilliseconds == 0 ? Self.parkedMillisecondsMax : min(Self.parkedMillisecondsMax, core.graceMilliseconds / 2)
+        parkedNanosecondsMax = milliseconds * 1_000_000
         readAhead = ReadAhead(windowMax: core.settings.readAheadPagesMax, pageCount: core.table.pageCount)
         parked.reserveCapacity(256)
     }
@@ -184,13 +190,18 @@ final class FaultThread {
         let waiting = parked
         parked.removeAll(keepingCapacity: true)
         core.faultsParked.store(false, ordering: .sequentiallyConsistent)
-        for fault in waiting { answer(fault.page, arrived: fault.arrived) }
+        let now = Clock.nanoseconds()
+        for fault in waiting {
+            // A guest over its budget is better than one that hangs, and see `QuietClock`.
+            ignoresBudget = now - fault.arrived > parkedNanosecondsMax
+            if ignoresBudget { core.reportOverBudget() }
+            answer(fault.page, arrived: fault.arrived)
+        }
+        ignoresBudget = false
     }
 
     private func noteParked() {
-        if parked.isEmpty == !isClockStopped { return }
-        isClockStopped = !parked.isEmpty
-        core.quiet.set(.parked, isClockStopped)
+        core.quiet.parkedSince.store(parked.lazy.map(\.arrived).min() ?? 0, ordering: .sequentiallyConsistent)
     }
 
     /// Tells reclaim when the claimed pages have crossed the mark.
@@ -203,7 +214,7 @@ final class FaultThread {
     // MARK: Zero pages
 
     private func fillZero(_ page: PageIndex, arrived: Int64) {
-        guard core.hasRoom(for: 1) else { return park(page, arrived: arrived) }
+        guard ignoresBudget || core.hasRoom(for: 1) else { return park(page, arrived: arrived) }
         guard let before = table.claim(page, from: .zero) else { return answer(page, arrived: arrived) }
         noteClaimed()
         counters.faultsZero.add(1)
@@ -306,7 +317,7 @@ final class FaultThread {
     // MARK: Pages on the SSD
 
     private func pageIn(_ page: PageIndex, arrived: Int64) {
-        guard slots.hasFreeDemand, core.hasRoom(for: 1) else { return park(page, arrived: arrived) }
+        guard slots.hasFreeDemand, ignoresBudget || core.hasRoom(for: 1) else { return park(page, arrived: arrived) }
         guard table.claim(page, from: .ssd) != nil else { return answer(page, arrived: arrived) }
         noteClaimed()
         counters.faultsSSD.add(1)

@@ -139,8 +139,11 @@ package struct Stamp: Equatable, Sendable {
 
     package init(nanoseconds: Int64) { raw = UInt16(truncatingIfNeeded: nanoseconds / (Self.unitMilliseconds * 1_000_000)) & Self.mask }
 
-    /// Whole units between `earlier` and this, at least.
-    package func units(since earlier: Stamp) -> Int64 { Int64((raw &- earlier.raw) & Self.mask) }
+    /// Whole units between `earlier` and this, at least; 0 when `earlier` is the later one (by up to 65 s).
+    package func units(since earlier: Stamp) -> Int64 {
+        let difference = (raw &- earlier.raw) & Self.mask
+        return difference > Self.mask - 512 ? 0 : Int64(difference)
+    }
 
     /// Units that must lie between a report and now so that at least `milliseconds` have passed.
     package static func units(covering milliseconds: Int64) -> Int64 {

@@ -1,43 +1,29 @@
 import Kernel
-import Synchronization
+package import Synchronization
 
-/// The clock of the grace time (rule R4): it stands still while a fault waits for room or for a put-back.
+/// The time at which a page's quiet is judged (rule R4): it stands still while a fault waits for room or for a put-back.
 ///
-/// One O_DIRECT read of the VMM pins page after page and is submitted when it has them all; if it must wait for one of them here, those that it has pinned already
-/// look unwritten all the while. Counted by a clock that runs on, they could be taken before the read has even begun.
-/// Concurrency: any thread; `begin` and `end` come from the fault and the reclaim thread, each for its own reason.
+/// One O_DIRECT read of the VMM pins page after page and is submitted when it has them all. While it waits here for one of them, those that it has pinned already look
+/// unwritten, and by a clock that runs on they could be taken before the read has even begun. So a page is quiet when it was so for the grace time at the moment that the
+/// oldest waiting fault arrived. Faults wait for room at most half of the grace time (`FaultThread`), so this does not stop reclaim.
+/// Concurrency: any thread reads; the fault thread writes `parkedSince`, the reclaim thread `putBackSince`.
 package final class QuietClock: Sendable {
-    package enum Reason: Int, Sendable {
-        /// A fault is parked (fault thread).
-        case parked = 1
-        /// A fault waits for a page that is to be put back (reclaim thread).
-        case putBack = 2
-    }
-
-    private struct State {
-        var reasons = 0
-        var since: Int64 = 0
-        var total: Int64 = 0
-    }
-
-    private let state = Mutex(State())
+    /// Arrival of the oldest parked fault; 0 = none.
+    package let parkedSince = Atomic<Int64>(0)
+    /// Since when a fault may have waited for a page that is to be put back; 0 = none.
+    package let putBackSince = Atomic<Int64>(0)
 
     package init() {}
 
-    /// Nanoseconds; never goes back.
-    package func nanoseconds() -> Int64 {
-        state.withLock { state in (state.reasons != 0 ? state.since : Clock.nanoseconds()) - state.total }
-    }
+    /// For a page that is seen written or installed now.
+    package func stamp() -> Stamp { Stamp(nanoseconds: Clock.nanoseconds()) }
 
-    package func stamp() -> Stamp { Stamp(nanoseconds: nanoseconds()) }
-
-    package func set(_ reason: Reason, _ holds: Bool) {
-        state.withLock { state in
-            let now = Clock.nanoseconds()
-            let before = state.reasons
-            state.reasons = holds ? before | reason.rawValue : before & ~reason.rawValue
-            if before == 0, state.reasons != 0 { state.since = now }
-            if before != 0, state.reasons == 0 { state.total += now - state.since }
+    /// To judge by.
+    package func judgement() -> Stamp {
+        var time = Clock.nanoseconds()
+        for since in [parkedSince.load(ordering: .sequentiallyConsistent), putBackSince.load(ordering: .sequentiallyConsistent)] where since != 0 {
+            time = min(time, since)
         }
+        return Stamp(nanoseconds: time)
     }
 }

@@ -14,9 +14,6 @@ final class ReclaimThread {
     private var eviction: EvictRequests.Request?
     private var lastScan: Int64 = 0
     private var lastStall: Int64 = 0
-    private var lastFreed: Int64 = 0
-    private var diskBlocks = false
-    private var stallBlocks = false
     private var lastFree: Int64 = 0
     private var diskFullSince: Int64?
     /// Batches since the last one that did not meet a full disk.
@@ -25,8 +22,6 @@ final class ReclaimThread {
 
     /// Pages of one batch: enough for large writes, few enough that faults on them do not wait long.
     private static let batchPages = WriteBack.pagesMax
-    /// How much longer than the grace time faults may wait for room before the budget gives way.
-    private static let stallGraceMilliseconds: Int64 = 1000
     /// Pause when nothing can be taken now (grace time, everything pinned).
     private static let stallMilliseconds: Int64 = 20
     /// How long after "disk full" writing is tried again.
@@ -60,11 +55,9 @@ final class ReclaimThread {
             if wanted > 0, !core.mapperGone.load(ordering: .relaxed) {
                 let freed = reclaim(wanted, force: force)
                 noteProgress(freed)
-                noteStall(freed)
                 if freed == 0 { core.reclaimWork.wait(milliseconds: Int32(Self.stallMilliseconds)) }
                 continue
             }
-            noteStall(1)
             periodicScan()
             periodicFree()
             core.reclaimWork.wait(milliseconds: Int32(pause()))
@@ -131,7 +124,7 @@ final class ReclaimThread {
         // Protects them all and says who has been written since the last scan.
         guard scanner.scan(around: pages) else { return 0 }
         let graceUnits = Stamp.units(covering: core.graceMilliseconds)
-        let now = core.quiet.stamp()
+        let now = core.quiet.judgement()
         var clean: [PageIndex] = []
         var dirty: [PageIndex] = []
         for page in pages {
@@ -171,7 +164,7 @@ final class ReclaimThread {
 
     private func pick(_ count: Int, force: Bool, cleanOnly: Bool) -> [PageIndex] {
         let graceUnits = Stamp.units(covering: core.graceMilliseconds)
-        let now = core.quiet.stamp()
+        let now = core.quiet.judgement()
         return policy.pick(count, from: table, force: force) { entry in
             guard !entry.pinned, !entry.writingBack else { return false }
             if entry.slotValid { return true }
@@ -218,28 +211,8 @@ final class ReclaimThread {
     }
 
     private func setBlocked(_ blocked: Bool) {
-        diskBlocks = blocked
-        publishBlocked()
-    }
-
-    /// Faults wait and nothing can be taken: everything is pinned, written all the time, or its slots are bad. A guest over its budget is better than one that hangs.
-    private func noteStall(_ freed: Int) {
-        let now = Clock.nanoseconds()
-        if freed > 0 || !core.faultsParked.load(ordering: .sequentiallyConsistent) && !stallBlocks {
-            lastFreed = now
-            guard stallBlocks else { return }
-            stallBlocks = false
-            publishBlocked()
-        } else if !stallBlocks, now - lastFreed > (core.graceMilliseconds + Self.stallGraceMilliseconds) * 1_000_000 {
-            stallBlocks = true
-            core.report(.nothingToTake)
-            publishBlocked()
-        }
-    }
-
-    private func publishBlocked() {
-        core.reclaimBlocked.store(diskBlocks || stallBlocks, ordering: .sequentiallyConsistent)
-        if diskBlocks || stallBlocks { core.faultWork.signal() }
+        core.reclaimBlocked.store(blocked, ordering: .sequentiallyConsistent)
+        if blocked { core.faultWork.signal() }
     }
 
     /// Gives the disk space of stale slots back, run by run, going round the table. Returns the number of pages freed.

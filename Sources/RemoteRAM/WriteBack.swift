@@ -46,7 +46,7 @@ final class WriteBack {
         var outcome = Outcome()
         var builder = RunBuilder(pagesMax: Self.runPages)
         let graceUnits = Stamp.units(covering: core.graceMilliseconds)
-        let now = core.quiet.stamp()
+        let now = core.quiet.judgement()
         for page in pages where core.table.beginWriteBack(page, isQuiet: { graceUnits == 0 || now.units(since: $0.stamp) >= graceUnits }) {
             builder.append(page)
         }

@@ -9,11 +9,12 @@ import Testing
         #expect(budget.low < budget.high && budget.high < budget.limit && budget.low > 0)
         #expect(budget.limit - budget.high == budget.high - budget.low)
         #expect((128...4096).contains(budget.limit - budget.high))
+        #expect(budget.high < budget.room && (64...256).contains(budget.limit - budget.room))
     }
 
     @Test("A device that fits has no marks below its size") func fits() {
         let budget = Budget(pages: 8192, of: 8192)
-        #expect(budget.high == 8192 && budget.low == 8192)
+        #expect(budget.room == 8192 && budget.high == 8192 && budget.low == 8192)
     }
 
     @Test("A budget smaller than its marks does not go below zero", arguments: [0, 1, 100, 255] as [UInt64])

@@ -4,10 +4,16 @@ import Testing
 @Suite struct StampTests {
     @Test("The units between two stamps are right across the wrap-around") func wrapsAround() {
         for start in stride(from: UInt16(0), through: Stamp.mask, by: 13) {
-            for units in [0, 1, 7, 1000, 2047] {
+            for units in [0, 1, 7, 1000, 1535] {
                 let later = Stamp(raw: start &+ UInt16(units))
                 #expect(later.units(since: Stamp(raw: start)) == Int64(units))
             }
+        }
+    }
+
+    @Test("A later stamp counts as no time ago") func later() {
+        for start in stride(from: UInt16(0), through: Stamp.mask, by: 13) {
+            for units in [1, 7, 512] { #expect(Stamp(raw: start).units(since: Stamp(raw: start &+ UInt16(units))) == 0) }
         }
     }
 
