@@ -1,10 +1,12 @@
 internal import CVhost
 import Glibc
+import Synchronization
 
-/// A thread of ours: named, signals blocked, joined by its owner.
+/// A thread of ours: named, signals blocked, joined by its owner. One whose owner lets go of it without that runs on and leaves nothing behind.
 /// Concurrency: `join` may be called from any other thread, once.
 package final class Thread: @unchecked Sendable {
     private let handle: pthread_t
+    private let isJoined = Atomic<Bool>(false)
 
     private final class Start {
         let name: String
@@ -35,7 +37,15 @@ package final class Thread: @unchecked Sendable {
         self.handle = handle
     }
 
-    package func join() { pthread_join(handle, nil) }
+    deinit {
+        // Until it is joined or detached, a thread that has ended keeps its stack.
+        if !isJoined.load(ordering: .relaxed) { pthread_detach(handle) }
+    }
+
+    package func join() {
+        isJoined.store(true, ordering: .relaxed)
+        pthread_join(handle, nil)
+    }
 
     /// Runs the calling thread on one CPU only. Wraps `sched_setaffinity(2)`.
     package static func pinCurrent(toCPU cpu: Int) throws(Errno) { _ = try check(cvhost_pin_thread(Int32(cpu))) }
