@@ -8,6 +8,7 @@ enum Executable {
         for variable in environment { setenv(variable.name, variable.value, 1) }
         var arguments: [UnsafeMutablePointer<CChar>?] = command.map { strdup($0) }
         arguments.append(nil)
+        defer { for argument in arguments { free(argument) } }
         execvp(command[0], arguments)
         let code = errno
         if code == ENOENT { throw Failure(.notFound, "\(command[0]): command not found") }
