@@ -11,7 +11,7 @@ import Testing
     }
 
     private static func readPage(_ pipe: borrowing Pipe) throws -> [UInt8] {
-        let buffer = unsafe UnsafeMutableRawBufferPointer.allocate(byteCount: 4096, alignment: 8)
+        let buffer = UnsafeMutableRawBufferPointer.allocate(byteCount: 4096, alignment: 8)
         defer { unsafe buffer.deallocate() }
         try unsafe pipe.read(into: buffer)
         return unsafe Array(buffer)
