@@ -44,7 +44,7 @@ test: build
 	Tests/run
 
 check: deps lint
-	$(SWIFT) build --build-tests --scratch-path .build-check -Xswiftc -warnings-as-errors
+	$(SWIFT) build --build-tests --scratch-path .build-check -Xswiftc -warnings-as-errors -Xcc -Werror -Xcc -Wall -Xcc -Wextra
 	$(SWIFT) test --scratch-path .build-check --skip-build
 	Tests/sanitize address
 	Tests/sanitize thread
