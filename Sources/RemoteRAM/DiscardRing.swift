@@ -50,22 +50,22 @@ package final class DiscardRing: @unchecked Sendable {
     /// ran away: the VMM is at fault, and its ring is not read any more.
     package func drain(pageCount: UInt64, _ body: (PageRange) -> Void) -> Bool {
         if isBroken { return true }
-        guard let head = loadHead() else { return give(up: true) }
+        guard let head = loadHead() else { return giveUp() }
         if head == tail { return true }
-        guard head &- tail <= entries else { return give(up: true) }
+        guard head &- tail <= entries else { return giveUp() }
         while tail != head {
             let at = 128 + 16 * UInt64(tail & (entries - 1))
             guard let offset = word(at: at), let bytes = word(at: at + 8), let range = PageRange(offset: offset, bytes: bytes, limit: pageCount) else {
-                return give(up: true)
+                return giveUp()
             }
             body(range)
             tail &+= 1
         }
-        return (try? storeTail()) == nil ? give(up: true) : true
+        return (try? storeTail()) == nil ? giveUp() : true
     }
 
-    private func give(up: Bool) -> Bool {
-        isBroken = up
-        return !up
+    private func giveUp() -> Bool {
+        isBroken = true
+        return false
     }
 }
