@@ -164,8 +164,10 @@ package final class Session {
             device!.discard(try ranges(extents, "DISCARD"))
         case .pin(let extents):
             try require(code, .started)
-            for range in try ranges(extents, "PIN") where !device!.pin(range) {
-                throw .meaning(.noMemory, "the budget of VM \(vm!) has no room to pin \(range.bytes) bytes; raise it with 'memdevctl budget \(vm!) SIZE'")
+            let ranges = try ranges(extents, "PIN")
+            guard device!.pin(ranges) else {
+                let bytes = ranges.reduce(0) { $0 + $1.bytes }
+                throw .meaning(.noMemory, "the budget of VM \(vm!) has no room to pin \(bytes) bytes; raise it with 'memdevctl budget \(vm!) SIZE'")
             }
         case .unpin(let extents):
             try require(code, .started)

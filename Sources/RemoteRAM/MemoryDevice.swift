@@ -312,19 +312,23 @@ package final class MemoryDevice: Sendable {
         return request.progress.load(ordering: .relaxed)
     }
 
-    /// Pins a range: makes it resident and keeps it so. False when the budget has no room for it (nothing is pinned then). Waits.
-    package func pin(_ range: PageRange) -> Bool {
+    package func pin(_ range: PageRange) -> Bool { pin([range]) }
+
+    /// Pins ranges, which may overlap: makes them resident and keeps them so. All or none: false when the budget has no room for all of them (what was pinned
+    /// before stays so). Waits.
+    package func pin(_ ranges: [PageRange]) -> Bool {
+        let ranges = PageRange.merged(ranges)
         // What an earlier order holds stays held when this one fails.
         var fresh = RunBuilder()
-        for page in range.start..<range.end where !table[page].pinned { fresh.append(page) }
+        for range in ranges { for page in range.start..<range.end where !table[page].pinned { fresh.append(page) } }
         let freshPages = fresh.runs.reduce(0) { $0 + $1.count }
         guard UInt64(max(0, table.pinnedPages)) + freshPages <= budget else { return false }
         let deadline = Clock.nanoseconds() + (settings.graceMilliseconds * 2 + 2000) * 1_000_000
-        while Clock.nanoseconds() < deadline {
-            _ = load(range, pin: true)
-            if (range.start..<range.end).allSatisfy({ table[$0].phase == .dram && table[$0].pinned }) { return true }
+        repeat {
+            for range in ranges { _ = load(range, pin: true) }
+            if ranges.allSatisfy({ ($0.start..<$0.end).allSatisfy { table[$0].phase == .dram && table[$0].pinned } }) { return true }
             usleep(1000)
-        }
+        } while Clock.nanoseconds() < deadline
         for run in fresh.runs { unpin(run) }
         return false
     }

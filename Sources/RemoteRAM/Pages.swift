@@ -44,6 +44,19 @@ package struct PageRange: Equatable, Hashable, Sendable, CustomStringConvertible
     }
     package func overlaps(_ other: PageRange) -> Bool { start < other.end && other.start < end }
 
+    /// The same pages in ascending order, each once.
+    package static func merged(_ ranges: [PageRange]) -> [PageRange] {
+        var result: [PageRange] = []
+        for range in ranges.sorted(by: { $0.start < $1.start }) where !range.isEmpty {
+            if let last = result.last, range.start <= last.end {
+                result[result.count - 1].end = max(last.end, range.end)
+            } else {
+                result.append(range)
+            }
+        }
+        return result
+    }
+
     package var description: String { "pages \(start)..<\(end)" }
 }
 

@@ -105,6 +105,22 @@ import Testing
         #expect(client[5] == 6)
     }
 
+    @Test("PIN pins all of its ranges or none, and leaves what was pinned before") func pinAllOrNothing() throws {
+        let server = try TestServer(budget: 1024)
+        defer { server.close() }
+        let client = try server.connect(at: .started)
+        let device = try #require(server.registry["vm"]?.device)
+        #expect(client.call(.pin, Wire.extents([(100 << 12, 10 << 12)]))?.value == 0)
+        // The first two would fit alone; one of them holds what is pinned already.
+        let ranges: [(offset: UInt64, bytes: UInt64)] = [(0, 16 << 12), (96 << 12, 16 << 12), (1024 << 12, 1000 << 12)]
+        client.isRefused(client.call(.pin, Wire.extents(ranges)), .noMemory, "no room to pin \(1032 << 12) bytes")
+        #expect(device.table.pinnedPages == 10)
+        #expect((UInt64(100)..<110).allSatisfy { device.table[$0].pinned })
+        // Overlapping ranges count once.
+        #expect(client.call(.pin, Wire.extents([(0, 600 << 12), (100 << 12, 600 << 12)]))?.value == 0)
+        #expect(device.table.pinnedPages == 700)
+    }
+
     @Test("Ranges declared as pinned are never paged out") func declaredPinned() throws {
         let server = try TestServer()
         defer { server.close() }

@@ -26,6 +26,12 @@ import Testing
         #expect(PageRange(5, 11).overlaps(PageRange(10, 12)))
     }
 
+    @Test("Merged ranges hold each page once, in order") func merged() {
+        #expect(PageRange.merged([]) == [])
+        let ranges = [PageRange(5, 9), PageRange(20, 30), PageRange(3, 3), PageRange(7, 12), PageRange(12, 13), PageRange(0, 2), PageRange(22, 25)]
+        #expect(PageRange.merged(ranges) == [PageRange(0, 2), PageRange(5, 13), PageRange(20, 30)])
+    }
+
     @Test("Runs hold exactly the pages that were given, no longer than allowed") func runs() {
         var random = SeededGenerator(for: "run builder")
         for _ in 0..<200 {
