@@ -23,6 +23,9 @@ package struct Errno: Error, Equatable, Hashable, Sendable, CustomStringConverti
     package static let notSupported = Errno(EOPNOTSUPP)
     package static let bad = Errno(EBADF)
     package static let fault = Errno(EFAULT)
+    package static let shutDown = Errno(ESHUTDOWN)
+    package static let tooManyReferences = Errno(ETOOMANYREFS)
+    package static let tooManyUsers = Errno(EUSERS)
 
     /// The disk says that this place cannot be read or written; anything else may pass.
     package var isOfMedium: Bool { [EIO, ENODATA, EILSEQ, EBADMSG, EREMOTEIO].contains(code) }

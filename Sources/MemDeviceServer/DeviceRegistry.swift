@@ -33,12 +33,25 @@ package final class DeviceRegistry: Sendable {
         package let ownerUID: UInt32
         package var regions: [Request.Region] = []
         package var channel: BackendChannel?
+        /// A VMM has started: there may be contents.
+        package fileprivate(set) var hasStarted = false
     }
 
     private struct State {
         var entries: [String: Entry] = [:]
         /// Budgets set before their VM attached, in pages.
         var budgets: [String: UInt64] = [:]
+        /// The daemon ends: no device is made or started any more.
+        var isEnding = false
+        /// Devices that are being started just now.
+        var starting = 0
+
+        /// Takes a device out, and its swap file's name before the vm-id is free for a new one: somebody may hold the old one a while longer.
+        mutating func forget(_ vm: String) -> Entry? {
+            guard let entry = entries.removeValue(forKey: vm) else { return nil }
+            entry.device.removeSwapFile()
+            return entry
+        }
     }
 
     private let state = Mutex(State())
@@ -79,6 +92,7 @@ package final class DeviceRegistry: Sendable {
     }
 
     private func attach(vm: String, bytes: UInt64, keep: Bool, pid: Int32, uid: UInt32, _ state: inout State) throws(Refusal) -> (MemoryDevice, Bool) {
+        if state.isEnding { throw .ending }
         if let entry = state.entries[vm] {
             guard uid == entry.ownerUID || uid == 0 else { throw .meaning(.permission, "VM \(vm) belongs to uid \(entry.ownerUID)") }
             if let other = entry.attachedPID { throw .meaning(.busy, "VM \(vm) is in use by process \(other)") }
@@ -97,10 +111,11 @@ package final class DeviceRegistry: Sendable {
         }
         var settings = settings(vm, bytes)
         if let pages = state.budgets[vm] { settings.budgetPages = pages }
-        try checkRoom(for: min(settings.budgetPages ?? .max, bytes >> pageShift), vm: vm, state)
+        let pageCount = bytes >> pageShift
+        try checkRoom(for: MemoryDevice.effectiveBudget(settings.budgetPages ?? pageCount, pageCount), vm: vm, state)
         let onEvent = onEvent
         do throws(MemoryDevice.Failure) {
-            let device = try MemoryDevice(name: vm, pageCount: bytes >> pageShift, settings: settings) { [weak self] event in
+            let device = try MemoryDevice(name: vm, pageCount: pageCount, settings: settings) { [weak self] event in
                 if case .poisoned(let page, let error) = event { self?[vm]?.channel?.sendPoisoned(PageRange(page, page + 1), errno: error) }
                 onEvent(vm, event)
             }
@@ -110,6 +125,27 @@ package final class DeviceRegistry: Sendable {
             throw .meaning(.noMemory, "VM \(vm): \(error)")
         }
     }
+
+    /// Runs `body`, which starts the device; its VM is one to hand back from then on. Refused when the daemon ends.
+    package func start(vm: String, _ body: () throws(Refusal) -> Void) throws(Refusal) {
+        let isEnding = state.withLock { state in
+            if !state.isEnding { state.starting += 1 }
+            return state.isEnding
+        }
+        if isEnding { throw .ending }
+        defer { state.withLock { $0.starting -= 1 } }
+        try body()
+        update(vm: vm) { $0.hasStarted = true }
+    }
+
+    /// From now on no VM attaches or starts, until `cancelEnding`. Returns when those that were about to start have done so.
+    package func beginEnding() {
+        state.withLock { $0.isEnding = true }
+        while state.withLock({ $0.starting }) > 0 { Clock.sleep(milliseconds: 1) }
+    }
+
+    /// The daemon goes on after all.
+    package func cancelEnding() { state.withLock { $0.isEnding = false } }
 
     private func size(vm: String, asked: UInt64) throws(Refusal) -> UInt64 {
         guard let bytes = asked != 0 ? asked : configured(vm).bytes else {
@@ -143,18 +179,17 @@ package final class DeviceRegistry: Sendable {
         }
     }
 
-    /// The VMM is gone (its device has been stopped): forgets the device unless it is kept.
+    /// The VMM is gone (its device has been stopped): forgets the device unless it is kept and has contents.
     package func detached(vm: String) {
         // The device is dropped outside of the lock: freeing its memory takes time.
         let dropped = state.withLock { state -> Entry? in
             guard let entry = state.entries[vm] else { return nil }
-            if entry.keep {
+            if entry.keep && entry.hasStarted {
                 state.entries[vm]!.attachedPID = nil
                 state.entries[vm]!.channel = nil
                 return nil
             }
-            state.entries[vm] = nil
-            return entry
+            return state.forget(vm)
         }
         _ = dropped
     }
@@ -163,8 +198,7 @@ package final class DeviceRegistry: Sendable {
     package func release(vm: String) -> Bool {
         let dropped = state.withLock { state -> Entry? in
             guard let entry = state.entries[vm], entry.attachedPID == nil else { return nil }
-            state.entries[vm] = nil
-            return entry
+            return state.forget(vm)
         }
         return dropped != nil
     }
@@ -172,17 +206,21 @@ package final class DeviceRegistry: Sendable {
     /// Sets the budget of a VM, attached or not. Returns the pages that apply; refuses what does not fit `budgetBytesMax`.
     package func setBudget(vm: String, pages: UInt64) throws(Refusal) -> UInt64 {
         var refusal: Refusal?
-        let device = state.withLock { state -> MemoryDevice? in
+        let applied = state.withLock { state -> UInt64 in
+            let device = state.entries[vm]?.device
+            // The size of a VM that has never been here may be configured.
+            let pageCount = device?.pageCount ?? configured(vm).bytes.map { $0 >> pageShift } ?? .max
             do throws(Refusal) {
-                try checkRoom(for: pages, vm: vm, state)
+                try checkRoom(for: MemoryDevice.effectiveBudget(pages, pageCount), vm: vm, state)
             } catch {
                 refusal = error
-                return nil
+                return 0
             }
             if state.budgets.count < Self.rememberedBudgetsMax || state.budgets[vm] != nil { state.budgets[vm] = pages }
-            return state.entries[vm]?.device
+            // Under the lock: the next one counts it.
+            return device?.setBudget(pages: pages) ?? pages
         }
         if let refusal { throw refusal }
-        return device?.setBudget(pages: pages) ?? pages
+        return applied
     }
 }

@@ -13,5 +13,8 @@ package struct Refusal: Error, Equatable, CustomStringConvertible {
     /// Well-formed, but cannot be done.
     package static func meaning(_ errno: Errno, _ text: String) -> Refusal { Refusal(errno: errno, text: text, closes: false) }
 
+    /// The daemon hands its VMs back and takes no new ones.
+    package static let ending = meaning(.shutDown, "memdevd is ending; start the VM again when memdevd is back")
+
     package var description: String { text }
 }

@@ -253,10 +253,12 @@ package final class Session {
     }
 
     private func start() throws(Refusal) {
-        do throws(MemoryDevice.Failure) {
-            try device!.start(mapper: mapper!, discards: discards)
-        } catch {
-            throw .meaning(.noMemory, "VM \(vm!): \(error)")
+        try registry.start(vm: vm!) { () throws(Refusal) in
+            do throws(MemoryDevice.Failure) {
+                try device!.start(mapper: mapper!, discards: discards)
+            } catch {
+                throw .meaning(.noMemory, "VM \(vm!): \(error)")
+            }
         }
         stage = .started
         // From now on the VMM may be silent for months.

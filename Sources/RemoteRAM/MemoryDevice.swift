@@ -24,6 +24,7 @@ package final class MemoryDevice: Sendable {
     private let onEvent: @Sendable (DeviceEvent) -> Void
     private let latency: Mutex<(previous: [UInt64], current: [UInt64], since: Int64)>
     private let swapFile: SwapBox
+    private let swapFileIsRemoved = Atomic<Bool>(false)
 
     private struct Running {
         var core: DeviceCore
@@ -81,9 +82,15 @@ package final class MemoryDevice: Sendable {
         latency = Mutex((previous: [], current: [], since: 0))
     }
 
-    deinit { swapFile.file.remove() }
+    deinit { removeSwapFile() }
 
-    private static func effectiveBudget(_ pages: UInt64, _ pageCount: UInt64) -> UInt64 { min(max(pages, Budget.pagesMin), pageCount) }
+    /// Takes the swap file's name away; what is in it stays as long as the device. Before another device of this name may be made.
+    package func removeSwapFile() {
+        if !swapFileIsRemoved.exchange(true, ordering: .acquiringAndReleasing) { swapFile.file.remove() }
+    }
+
+    /// What a budget of `pages` comes to for a device of `pageCount`.
+    package static func effectiveBudget(_ pages: UInt64, _ pageCount: UInt64) -> UInt64 { min(max(pages, Budget.pagesMin), pageCount) }
 
     // MARK: Serving a VMM
 

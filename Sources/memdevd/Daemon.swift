@@ -66,8 +66,11 @@ final class Daemon: Sendable {
                     logger.warning("ending although guests are paged out: they wait until they are killed")
                     return
                 }
+                // A VM that came now would be lost at the end.
+                registry.beginEnding()
                 let stuck = handBackAll(registry, notify)
                 if stuck.isEmpty { return }
+                registry.cancelEnding()
                 refused = true
                 logger.error(
                     "not ending: the memory of \(stuck.joined(separator: ", ")) could not be made resident (see above); free DRAM, move or stop these VMs, or send the signal again to end all the same (their guests will wait)"

@@ -1,6 +1,7 @@
 import Kernel
 import MemDeviceServer
 import RemoteRAM
+import Synchronization
 import TestSupport
 import Testing
 
@@ -36,6 +37,7 @@ import Testing
         let registry = registry()
         #expect(!registry.release(vm: "a"))
         _ = try registry.attach(vm: "a", bytes: Self.bytes, keep: true, pid: 1)
+        try registry.start(vm: "a") {}
         #expect(!registry.release(vm: "a"))
         registry.detached(vm: "a")
         #expect(registry["a"]?.attachedPID == nil && registry["a"]?.keep == true)
@@ -46,9 +48,85 @@ import Testing
         #expect(registry["a"] == nil && !directory.exists("a.swap"))
     }
 
+    @Test("A device that is to be kept but never ran is forgotten, one that ran before is not") func neverRan() throws {
+        let registry = registry { $0.devicesMax = 1 }
+        _ = try registry.attach(vm: "a", bytes: Self.bytes, keep: true, pid: 1)
+        registry.detached(vm: "a")
+        #expect(registry["a"] == nil && !directory.exists("a.swap"))
+        _ = try registry.attach(vm: "b", bytes: Self.bytes, keep: true, pid: 1)
+        #expect(throws: Refusal.self) { try registry.start(vm: "b") { () throws(Refusal) in throw .meaning(.noMemory, "no threads") } }
+        registry.detached(vm: "b")
+        #expect(registry["b"] == nil)
+        _ = try registry.attach(vm: "c", bytes: Self.bytes, keep: true, pid: 1)
+        try registry.start(vm: "c") {}
+        registry.detached(vm: "c")
+        #expect(try registry.attach(vm: "c", bytes: 0, keep: true, pid: 2).restored)
+        registry.detached(vm: "c")
+        #expect(registry["c"]?.attachedPID == nil && registry["c"] != nil)
+    }
+
+    @Test("A new device keeps its swap file when the old one of its name goes late") func swapFileOfTheNext() throws {
+        let registry = registry()
+        for isReleased in [false, true] {
+            var old: MemoryDevice? = try registry.attach(vm: "a", bytes: Self.bytes, keep: isReleased, pid: 1).device
+            try registry.start(vm: "a") {}
+            registry.detached(vm: "a")
+            #expect(registry.release(vm: "a") == isReleased)
+            #expect(!directory.exists("a.swap"))
+            _ = try registry.attach(vm: "a", bytes: Self.bytes, keep: false, pid: 2)
+            #expect(old != nil)
+            old = nil
+            #expect(directory.exists("a.swap"))
+            registry.detached(vm: "a")
+        }
+    }
+
+    // MARK: The end of the daemon
+
+    @Test("While the daemon ends no VM attaches or starts; when it goes on they do") func ending() throws {
+        let registry = registry()
+        _ = try registry.attach(vm: "a", bytes: Self.bytes, keep: false, pid: 1)
+        registry.beginEnding()
+        #expect(throws: Refusal.ending) { _ = try registry.attach(vm: "b", bytes: Self.bytes, keep: false, pid: 1) }
+        #expect(throws: Refusal.ending) { try registry.start(vm: "a") { Issue.record("started") } }
+        registry.cancelEnding()
+        #expect(try !registry.attach(vm: "b", bytes: Self.bytes, keep: false, pid: 1).restored)
+        try registry.start(vm: "a") {}
+    }
+
+    private final class Order: Sendable { let list = Mutex<[String]>([]) }
+
+    @Test("The end waits for a VM that is about to start") func endingWaits() throws {
+        let registry = registry()
+        _ = try registry.attach(vm: "a", bytes: Self.bytes, keep: false, pid: 1)
+        let order = Order()
+        var thread: Thread?
+        try registry.start(vm: "a") { () throws(Refusal) in
+            thread = try? Thread(name: "test") {
+                registry.beginEnding()
+                order.list.withLock { $0.append("hands back") }
+            }
+            #expect(eventually { Self.isEnding(registry) })
+            order.list.withLock { $0.append("started") }
+        }
+        thread?.join()
+        #expect(order.list.withLock { $0 } == ["started", "hands back"])
+    }
+
+    private static func isEnding(_ registry: DeviceRegistry) -> Bool {
+        do throws(Refusal) {
+            _ = try registry.attach(vm: "probe", bytes: bytes, keep: false, pid: 1)
+            registry.detached(vm: "probe")
+            return false
+        } catch {
+            return error == .ending
+        }
+    }
+
     @Test("Who attaches without KEEP takes a kept device with it") func keepIsTheLastWord() throws {
         let registry = registry()
         _ = try registry.attach(vm: "a", bytes: Self.bytes, keep: true, pid: 1)
+        try registry.start(vm: "a") {}
         registry.detached(vm: "a")
         _ = try registry.attach(vm: "a", bytes: Self.bytes, keep: false, pid: 2)
         registry.detached(vm: "a")
@@ -86,12 +164,28 @@ import Testing
         #expect(try registry.setBudget(vm: "a", pages: 1900) == 1900)
     }
 
+    @Test("memory-max is held against the budgets that apply, not those asked for") func budgetMaxEffective() throws {
+        let registry = registry(budget: 1024) { $0.budgetBytesMax = 3072 << 12 }
+        _ = try registry.attach(vm: "a", bytes: Self.bytes, keep: false, pid: 1)
+        // Cut to the device's 2048 pages, which fit.
+        #expect(try registry.setBudget(vm: "a", pages: 1 << 30) == 2048)
+        _ = try registry.attach(vm: "b", bytes: Self.bytes, keep: false, pid: 1)
+        // Raised to the least that works, which does not.
+        #expect(throws: Refusal.self) { _ = try registry.setBudget(vm: "c", pages: 1) }
+    }
+
+    @Test("A budget below the least counts as the least when its VM attaches") func budgetMaxAtAttach() throws {
+        let registry = registry(budget: 1) { $0.budgetBytesMax = 1500 << 12 }
+        #expect(try registry.attach(vm: "a", bytes: Self.bytes, keep: false, pid: 1).device.budget == Budget.pagesMin)
+        #expect(throws: Refusal.self) { _ = try registry.attach(vm: "b", bytes: Self.bytes, keep: false, pid: 1) }
+    }
+
     @Test("A budget of more bytes than there are numbers is refused under memory-max", arguments: [(1 << 52) - 1, 1 << 52, 1 << 63, .max] as [UInt64])
     func endlessBudget(pages: UInt64) throws {
         let registry = registry(budget: 1024) { $0.budgetBytesMax = 1 << 30 }
         _ = try registry.attach(vm: "a", bytes: Self.bytes, keep: false, pid: 1)
         _ = try registry.attach(vm: "b", bytes: Self.bytes, keep: false, pid: 1)
-        let refusal = #expect(throws: Refusal.self) { _ = try registry.setBudget(vm: "a", pages: pages) }
+        let refusal = #expect(throws: Refusal.self) { _ = try registry.setBudget(vm: "c", pages: pages) }
         #expect(refusal?.errno == .noSpace)
     }
 
@@ -104,6 +198,7 @@ import Testing
     @Test("The regions of the last VMM are not those of the next") func regionsEnd() throws {
         let registry = registry()
         _ = try registry.attach(vm: "a", bytes: Self.bytes, keep: true, pid: 1)
+        try registry.start(vm: "a") {}
         registry.update(vm: "a") { $0.regions = [Request.Region(guestAddress: 0, extent: Request.Extent(offset: 0, bytes: 4096))] }
         registry.detached(vm: "a")
         _ = try registry.attach(vm: "a", bytes: Self.bytes, keep: true, pid: 2)

@@ -211,14 +211,43 @@ import Testing
     @Test("A kept device is found by size 0 and refuses another size") func keptSize() throws {
         let server = try TestServer()
         defer { server.close() }
-        let first = try server.connect(at: .negotiated)
-        #expect(first.attach(vm: "vm", bytes: TestServer.bytes, keep: true)?.refusal == nil)
-        first.socket.shutDown()
+        let first = try server.connect()
+        #expect(first.run(vm: "vm", bytes: TestServer.bytes, keep: true) == nil)
+        #expect(first.call(.detach, Wire.u32(1, 0))?.value == 0)
         #expect(eventually { server.registry["vm"].map { $0.attachedPID == nil } ?? false })
         let second = try server.connect(at: .negotiated)
         second.isRefused(second.attach(vm: "vm", bytes: TestServer.bytes * 2), .exists, "kept with \(TestServer.bytes) bytes")
         let reply = try #require(second.attach(vm: "vm", bytes: 0))
         #expect(reply.refusal == nil && second.bytes == TestServer.bytes && second.restored)
+    }
+
+    @Test("A VMM that asks for KEEP and never starts leaves no device behind", arguments: [Stage.attached, .mapped]) func keptNothing(stage: Stage) throws {
+        let server = try TestServer { $0.devicesMax = 1 }
+        defer { server.close() }
+        let first = try server.connect(at: .negotiated)
+        #expect(first.attach(vm: "vm", bytes: TestServer.bytes, keep: true)?.refusal == nil)
+        if stage == .mapped { #expect(first.setMapper()?.value == 0) }
+        first.socket.shutDown()
+        #expect(server.isReleased("vm"))
+        let second = try server.connect(at: .attached, vm: "other")
+        #expect(second.isUsable)
+    }
+
+    @Test("While the daemon ends ATTACH and START are refused with the reason, and possible again when it goes on") func ending() throws {
+        let server = try TestServer()
+        defer { server.close() }
+        let running = try server.connect(at: .started, vm: "running")
+        let mapped = try server.connect(at: .mapped, vm: "mapped")
+        let new = try server.connect(at: .negotiated)
+        server.registry.beginEnding()
+        new.isRefused(new.attach(vm: "new", bytes: TestServer.bytes), Errno(ESHUTDOWN), "memdevd is ending")
+        mapped.isRefused(mapped.call(.start), Errno(ESHUTDOWN), "memdevd is ending")
+        running[1] = 2
+        #expect(running[1] == 2 && running.isUsable)
+        #expect(server.registry["mapped"]?.device.isRunning == false && server.registry["new"] == nil)
+        server.registry.cancelEnding()
+        #expect(new.attach(vm: "new", bytes: TestServer.bytes)?.refusal == nil)
+        #expect(mapped.call(.start)?.value == 0)
     }
 
     @Test("The pins of a VMM that has gone do not bind the next one") func pinsEnd() throws {
@@ -240,7 +269,9 @@ import Testing
         let client = try server.connect(at: .negotiated)
         #expect(client.attach(vm: "known", bytes: 0)?.refusal == nil)
         #expect(client.bytes == TestServer.bytes)
-        client.socket.shutDown()
+        #expect(client.setMapper()?.value == 0)
+        #expect(client.call(.start)?.value == 0)
+        #expect(client.call(.detach, Wire.u32(1, 0))?.value == 0)
         #expect(eventually { server.registry["known"].map { $0.attachedPID == nil } ?? false })
     }
 
