@@ -10,6 +10,12 @@ package struct MessageSocket: ~Copyable, Sendable {
         package var pid: Int32
         package var uid: UInt32
         package var gid: UInt32
+
+        package init(pid: Int32, uid: UInt32, gid: UInt32) {
+            self.pid = pid
+            self.uid = uid
+            self.gid = gid
+        }
     }
 
     package static var descriptorsMax: Int { Int(CVHOST_MESSAGE_FDS_MAX) }
@@ -78,7 +84,7 @@ package struct MessageSocket: ~Copyable, Sendable {
     }
 
     /// Receives exactly `count` bytes, adding the descriptors that came with them to `descriptors`. False at an end of stream before the first
-    /// byte; `EPROTO` at an end in the middle or when more than `descriptorsMax` descriptors came. Wraps `recvmsg(2)`.
+    /// byte; `EPROTO` at an end in the middle, `ETOOMANYREFS` when more than `descriptorsMax` descriptors came. Wraps `recvmsg(2)`.
     package borrowing func receive(_ count: Int, into bytes: inout [UInt8], descriptors: inout DescriptorList) throws(Errno) -> Bool {
         bytes = [UInt8](repeating: 0, count: count)
         var done = 0
@@ -91,7 +97,7 @@ package struct MessageSocket: ~Copyable, Sendable {
                     descriptor.number, buffer.baseAddress! + done, UInt64(count - done), &numbers, &received, &truncated, 0)
             }
             for number in numbers.prefix(Int(received)) { descriptors.append(Descriptor(owning: number)) }
-            if truncated != 0 || descriptors.count > Self.descriptorsMax { throw .protocolError }
+            if truncated != 0 || descriptors.count > Self.descriptorsMax { throw .tooManyReferences }
             if try check(n) == 0 {
                 if done == 0 { return false }
                 throw .protocolError

@@ -13,6 +13,16 @@ package struct Refusal: Error, Equatable, CustomStringConvertible {
     /// Well-formed, but cannot be done.
     package static func meaning(_ errno: Errno, _ text: String) -> Refusal { Refusal(errno: errno, text: text, closes: false) }
 
+    /// The message that tells the peer.
+    package func encoded(request: UInt32) -> [UInt8] {
+        var writer = WireWriter()
+        let text = Array(text.utf8.prefix(1024))
+        writer.u32(UInt32(errno.code))
+        writer.u32(UInt32(text.count))
+        writer.raw(text)
+        return Header(request: request, isReply: true, isError: true, size: writer.bytes.count).encoded() + writer.bytes
+    }
+
     /// The daemon hands its VMs back and takes no new ones.
     package static let ending = meaning(.shutDown, "memdevd is ending; start the VM again when memdevd is back")
 

@@ -24,15 +24,19 @@ package final class Session {
     private var regions: [Request.Region] = []
     private var mapper: Mapper?
     private var discards: DiscardRing?
+    /// Why no more is read from the peer.
+    private var lastWords: Refusal?
 
     /// A peer that stays silent in the middle of its hand-shake, or does not take a reply, is not waited for longer.
-    private static let handshakeMilliseconds: Int32 = 30_000
+    private let handshakeMilliseconds: Int32
+    package static let handshakeMilliseconds: Int32 = 30_000
     private static let sendMilliseconds: Int32 = 5_000
 
     package init(
-        socket: consuming MessageSocket, peer: MessageSocket.Peer, registry: DeviceRegistry, log: @escaping @Sendable (ServerEvent) -> Void,
-        isStopping: @escaping @Sendable () -> Bool
+        socket: consuming MessageSocket, peer: MessageSocket.Peer, registry: DeviceRegistry, handshakeMilliseconds: Int32,
+        log: @escaping @Sendable (ServerEvent) -> Void, isStopping: @escaping @Sendable () -> Bool
     ) {
+        self.handshakeMilliseconds = handshakeMilliseconds
         self.socket = socket
         self.peer = peer
         self.registry = registry
@@ -43,31 +47,50 @@ package final class Session {
     /// Serves the connection; returns when it is over and its device is released.
     package func run() {
         do throws(Errno) {
-            try socket.setTimeouts(receiveMilliseconds: Self.handshakeMilliseconds, sendMilliseconds: Self.sendMilliseconds)
+            try socket.setTimeouts(receiveMilliseconds: handshakeMilliseconds, sendMilliseconds: Self.sendMilliseconds)
             while try serveOne() {}
         } catch {
-            if !isStopping() { log(.connectionFailed(peer, vm: vm, error)) }
+            if let lastWords {
+                log(.refused(peer, vm: vm, request: "message", lastWords))
+                try? refuse(Request.Code.getFeatures.rawValue, lastWords)
+            } else if !isStopping() {
+                log(.connectionFailed(peer, vm: vm, error))
+            }
         }
         // At once: the VMM may live on for months.
         socket.shutDown()
         end()
     }
 
+    /// As the socket does; says in `lastWords` what the peer has done wrong.
+    private func receive(_ count: Int, into bytes: inout [UInt8], descriptors: inout DescriptorList) throws(Errno) -> Bool {
+        do throws(Errno) {
+            return try socket.receive(count, into: &bytes, descriptors: &descriptors)
+        } catch {
+            switch error {
+            case .again: lastWords = Refusal(errno: .timedOut, text: "nothing came for \(handshakeMilliseconds) ms before START", closes: true)
+            case .tooManyReferences: lastWords = .form("more than \(MessageSocket.descriptorsMax) descriptors with one message")
+            default: break
+            }
+            throw error
+        }
+    }
+
     /// False at the end of the connection.
     private func serveOne() throws(Errno) -> Bool {
         var descriptors = DescriptorList()
         var bytes: [UInt8] = []
-        guard try socket.receive(Header.bytes, into: &bytes, descriptors: &descriptors) else { return false }
+        guard try receive(Header.bytes, into: &bytes, descriptors: &descriptors) else { return false }
         let header: Header
         do throws(Refusal) {
             header = try Header(decoding: bytes)
         } catch {
             log(.refused(peer, vm: vm, request: "header", error))
-            try refuse(Header(request: 1, size: 0), error)
+            try refuse(Request.Code.getFeatures.rawValue, error)
             return false
         }
         if header.size > 0 {
-            guard try socket.receive(header.size, into: &bytes, descriptors: &descriptors) else { throw .protocolError }
+            guard try receive(header.size, into: &bytes, descriptors: &descriptors) else { throw .protocolError }
         } else {
             bytes = []
         }
@@ -78,7 +101,7 @@ package final class Session {
         } catch {
             if let failure = sendFailure { throw failure }
             log(.refused(peer, vm: vm, request: Request.Code(rawValue: header.request)?.name ?? "\(header.request)", error))
-            try refuse(header, error)
+            try refuse(header.request, error)
             return !error.closes
         }
     }
@@ -104,15 +127,7 @@ package final class Session {
         }
     }
 
-    private func refuse(_ header: Header, _ refusal: Refusal) throws(Errno) {
-        var writer = WireWriter()
-        let text = Array(refusal.text.utf8.prefix(1024))
-        writer.u32(UInt32(refusal.errno.code))
-        writer.u32(UInt32(text.count))
-        writer.raw(text)
-        let bytes = Header(request: header.request, isReply: true, isError: true, size: writer.bytes.count).encoded() + writer.bytes
-        try socket.send(bytes)
-    }
+    private func refuse(_ request: UInt32, _ refusal: Refusal) throws(Errno) { try socket.send(refusal.encoded(request: request)) }
 
     private func acknowledge(_ code: Request.Code, _ header: Header, value: UInt64 = 0) -> Reply? {
         guard code.alwaysReplies || header.needsReply else { return nil }

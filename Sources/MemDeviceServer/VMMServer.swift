@@ -11,14 +11,34 @@ package enum ServerEvent: Sendable, CustomStringConvertible {
     /// The connection ended but the VMM's process lives.
     case orphaned(MessageSocket.Peer, vm: String)
     case released(MessageSocket.Peer, vm: String)
-    case tooManyConnections(Int)
+    /// A connection was refused before its first message.
+    case connectionRefused(MessageSocket.Peer, Refusal)
     case acceptFailed(Errno)
+    /// Events of one user that were not told of.
+    case suppressed(uid: UInt32?, Int)
 
     package var vm: String? {
         switch self {
         case .attached(_, let vm, _, _), .started(_, let vm), .orphaned(_, let vm), .released(_, let vm): vm
         case .refused(_, let vm, _, _), .connectionFailed(_, let vm, _): vm
-        case .tooManyConnections, .acceptFailed: nil
+        case .connectionRefused, .acceptFailed, .suppressed: nil
+        }
+    }
+
+    /// Whose doing it is.
+    package var peer: MessageSocket.Peer? {
+        switch self {
+        case .attached(let peer, _, _, _), .started(let peer, _), .refused(let peer, _, _, _), .connectionFailed(let peer, _, _), .orphaned(let peer, _),
+            .released(let peer, _), .connectionRefused(let peer, _):
+            peer
+        case .acceptFailed, .suppressed: nil
+        }
+    }
+
+    package var isRefusal: Bool {
+        switch self {
+        case .refused, .connectionFailed, .connectionRefused, .acceptFailed: true
+        case .attached, .started, .orphaned, .released, .suppressed: false
         }
     }
 
@@ -31,8 +51,9 @@ package enum ServerEvent: Sendable, CustomStringConvertible {
         case .connectionFailed(let peer, _, let error): "connection of process \(peer.pid) ended: \(error)"
         case .orphaned(let peer, _): "connection closed but process \(peer.pid) lives: its faults are served until it ends"
         case .released: "VMM gone"
-        case .tooManyConnections(let count): "refused a connection: \(count) are open"
+        case .connectionRefused(let peer, let refusal): "refused a connection of process \(peer.pid): \(refusal.text)"
         case .acceptFailed(let error): "cannot accept a connection: \(error)"
+        case .suppressed(let uid, let count): "\(count) more messages\(uid.map { " about clients of uid \($0)" } ?? "") within a few seconds are not shown"
         }
     }
 }
@@ -42,15 +63,31 @@ package enum ServerEvent: Sendable, CustomStringConvertible {
 package final class VMMServer: Sendable {
     private let socket: MessageSocket
     private let registry: DeviceRegistry
+    /// To the log, within limits.
     private let log: @Sendable (ServerEvent) -> Void
-    private let connections = Atomic<Int>(0)
+    private let tell: @Sendable (ServerEvent) -> Void
+    private let connections: Mutex<ConnectionCounts>
+    private let handshakeMilliseconds: Int32
+    private let throttle: Throttle
     private let stopping = Atomic<Bool>(false)
-    private static let connectionsMax = 256
 
-    package init(socket: consuming MessageSocket, registry: DeviceRegistry, log: @escaping @Sendable (ServerEvent) -> Void) {
+    private final class Throttle: Sendable { let state = Mutex(EventThrottle()) }
+
+    /// `handshakeMilliseconds`: how long a client may be silent before START.
+    package init(
+        socket: consuming MessageSocket, registry: DeviceRegistry, limits: ConnectionCounts.Limits = .init(),
+        handshakeMilliseconds: Int32 = Session.handshakeMilliseconds, log: @escaping @Sendable (ServerEvent) -> Void
+    ) {
         self.socket = socket
         self.registry = registry
-        self.log = log
+        self.handshakeMilliseconds = handshakeMilliseconds
+        connections = Mutex(ConnectionCounts(limits: limits))
+        let throttle = Throttle()
+        self.throttle = throttle
+        self.log = { event in
+            for told in throttle.state.withLock({ $0.admit(event, now: Clock.nanoseconds()) }) { log(told) }
+        }
+        tell = log
     }
 
     /// Accepts connections until `stop`.
@@ -70,25 +107,43 @@ package final class VMMServer: Sendable {
     }
 
     private func serve(_ connection: consuming MessageSocket) throws(Errno) {
-        let open = connections.load(ordering: .relaxed)
-        guard open < Self.connectionsMax else { return log(.tooManyConnections(open)) }
         let peer = try connection.peer()
+        if let refusal = refusal(uid: peer.uid) {
+            log(.connectionRefused(peer, refusal))
+            // Fits into the new socket's buffer.
+            try? connection.send(refusal.encoded(request: Request.Code.getFeatures.rawValue), dontWait: true)
+            return
+        }
         let handOver = HandOver(connection)
-        connections.wrappingAdd(1, ordering: .relaxed)
         do throws(Errno) {
             _ = try Thread(name: "mdd-session") { [self] in
-                Session(socket: handOver.take(), peer: peer, registry: registry, log: log) { self.stopping.load(ordering: .acquiring) }.run()
-                connections.wrappingSubtract(1, ordering: .relaxed)
+                Session(socket: handOver.take(), peer: peer, registry: registry, handshakeMilliseconds: handshakeMilliseconds, log: log) {
+                    self.stopping.load(ordering: .acquiring)
+                }.run()
+                connections.withLock { $0.close(uid: peer.uid) }
             }
         } catch {
-            connections.wrappingSubtract(1, ordering: .relaxed)
+            connections.withLock { $0.close(uid: peer.uid) }
             throw error
+        }
+    }
+
+    /// Counts a connection; not nil when it is one too many.
+    private func refusal(uid: UInt32) -> Refusal? {
+        connections.withLock { counts in
+            do throws(Refusal) {
+                try counts.open(uid: uid)
+                return nil
+            } catch {
+                return error
+            }
         }
     }
 
     package func stop() {
         stopping.store(true, ordering: .releasing)
         socket.shutDown()
+        for event in throttle.state.withLock({ $0.flush() }) { tell(event) }
     }
 
     /// Carries a connection into its thread.

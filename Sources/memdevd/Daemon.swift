@@ -148,7 +148,7 @@ final class Daemon: Sendable {
     private static func log(_ event: ServerEvent, _ logger: Logger) {
         let metadata: Logger.Metadata = event.vm.map { ["vm": "\($0)"] } ?? [:]
         switch event {
-        case .refused, .orphaned, .tooManyConnections, .acceptFailed: logger.warning("\(event)", metadata: metadata)
+        case .refused, .orphaned, .connectionRefused, .acceptFailed, .suppressed: logger.warning("\(event)", metadata: metadata)
         case .attached, .started, .released: logger.info("\(event)", metadata: metadata)
         case .connectionFailed: logger.notice("\(event)", metadata: metadata)
         }

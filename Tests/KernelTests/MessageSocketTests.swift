@@ -49,7 +49,7 @@ import Testing
         func receive() {
             var bytes: [UInt8] = []
             var descriptors = DescriptorList()
-            #expect(throws: Errno.protocolError) { _ = try ends.second.receive(2, into: &bytes, descriptors: &descriptors) }
+            #expect(throws: Errno.tooManyReferences) { _ = try ends.second.receive(2, into: &bytes, descriptors: &descriptors) }
         }
         receive()
         #expect(descriptorsOpen(to: "nine-received") == 1)
@@ -62,7 +62,7 @@ import Testing
         func receive() {
             var bytes: [UInt8] = []
             var descriptors = DescriptorList()
-            #expect(throws: Errno.protocolError) { _ = try ends.second.receive(1, into: &bytes, descriptors: &descriptors) }
+            #expect(throws: Errno.tooManyReferences) { _ = try ends.second.receive(1, into: &bytes, descriptors: &descriptors) }
         }
         receive()
         #expect(descriptorsOpen(to: "nine-at-once") == 1)

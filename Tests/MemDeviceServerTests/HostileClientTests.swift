@@ -121,7 +121,7 @@ import Testing
         let message = Header(request: Request.Code.setMapper.rawValue, needsReply: true, size: 0).encoded()
         try client.socket.send(Array(message[..<6]), descriptors: [Int32](repeating: memfd.number, count: 8))
         try client.socket.send(Array(message[6...]), descriptors: [Int32](repeating: memfd.number, count: count - 8))
-        #expect(client.isClosed)
+        client.isRefused(client.receive(), .protocolError, "more than 8 descriptors", closes: true)
         #expect(eventually { descriptorsOpen(to: name) == 1 })
         let other = try server.connect()
         #expect(other.isUsable)
@@ -220,6 +220,68 @@ import Testing
         _ = client.call(.pin, Wire.extents([(0, client.bytes)]))
         first[0] = 5
         #expect(first[0] == 5 && first.isUsable)
+    }
+
+    // MARK: Silence
+
+    @Test("A client that stays silent in its hand-shake is told why and cut off; one that has started may be silent", arguments: Stage.allCases)
+    func silence(stage: Stage) throws {
+        let server = try TestServer(handshakeMilliseconds: 1000)
+        defer { server.close() }
+        let running = try server.connect(at: .started, vm: "running")
+        let client = try server.connect(at: stage, vm: "silent")
+        if stage == .started {
+            // Silent for as long as a third one, which came later, has until it is cut off.
+            let other = try server.connect()
+            other.isRefused(other.receive(), .timedOut, "before START", closes: true)
+            #expect(client.isUsable)
+        } else {
+            client.isRefused(client.receive(), .timedOut, "before START", closes: true)
+            #expect(server.isReleased("silent"))
+        }
+        #expect(running.isUsable)
+    }
+
+    // MARK: Too many
+
+    @Test("No more connections than the limit; who is refused is told, and there is room again when one goes") func connectionsMax() throws {
+        let server = try TestServer(connections: { $0.total = 3 })
+        defer { server.close() }
+        let first = try (0..<3).map { _ in try server.connect() }
+        #expect(first.allSatisfy { $0.isUsable })
+        let fourth = try server.connect()
+        fourth.isRefused(fourth.receive(), Errno(EUSERS), "3 connections are open", closes: true)
+        first[0].socket.shutDown()
+        #expect(eventually { (try? server.connect())?.isUsable == true })
+        #expect(server.events.contains { $0.contains("refused a connection of process \(getpid()): 3 connections") })
+    }
+
+    @Test("One user other than root has no more connections than its share, the others have theirs", .enabled(if: Machine.isRoot, "needs root"))
+    func connectionsPerUser() throws {
+        let server = try TestServer(connections: {
+            $0.total = 8
+            $0.perUser = 2
+        })
+        defer { server.close() }
+        // Others than root get to the socket.
+        #expect(chmod(server.directory.path, 0o711) == 0 && chmod(server.path, 0o666) == 0)
+        let crowds = try [1234, 1235].map { try ChildProcess(["crowd", server.path, "\($0)", "5"]) }
+        for crowd in crowds { #expect(crowd.byte() == 2) }
+        let root = try (0..<4).map { _ in try server.connect() }
+        #expect(root.allSatisfy { $0.isUsable })
+        #expect(server.events.contains { $0.contains("uid 1234 has 2 connections open") })
+    }
+
+    @Test("A client that is refused all the time does not fill the log, and what is left out is counted") func refusedInTheLog() throws {
+        let server = try TestServer()
+        let client = try server.connect(at: .negotiated)
+        for _ in 0..<500 { #expect(client.attach(vm: "nobody", bytes: 0)?.refusal?.errno == .noEntry) }
+        server.close()
+        let shown = server.events.filter { $0.contains("refused ATTACH") }.count
+        // The test may lie in more than one period.
+        #expect(shown >= EventThrottle.refusalsMax && shown <= 5 * EventThrottle.refusalsMax)
+        let left = server.events.filter { $0.contains("more messages about clients of uid") }.compactMap { $0.split(separator: " ").dropFirst().first.flatMap { Int($0) } }
+        #expect(left.reduce(shown, +) == 500)
     }
 
     // MARK: Floods

@@ -20,7 +20,8 @@ final class TestServer: @unchecked Sendable {
     private final class EventTexts: Sendable { let list = Mutex<[String]>([]) }
 
     init(
-        budget: UInt64? = nil, limits: (inout DeviceRegistry.Limits) -> Void = { _ in },
+        budget: UInt64? = nil, limits: (inout DeviceRegistry.Limits) -> Void = { _ in }, connections: (inout ConnectionCounts.Limits) -> Void = { _ in },
+        handshakeMilliseconds: Int32 = Session.handshakeMilliseconds,
         configured: @escaping @Sendable (String) -> DeviceRegistry.Configured = { _ in .init(bytes: nil, keep: false) }
     ) throws {
         var limit = DeviceRegistry.Limits()
@@ -35,7 +36,12 @@ final class TestServer: @unchecked Sendable {
                 return settings
             }, configured: configured, onEvent: { _, _ in })
         let texts = eventTexts
-        let server = VMMServer(socket: try MessageSocket.listen(path: path + "/sock"), registry: registry) { event in
+        var connectionLimits = ConnectionCounts.Limits()
+        connections(&connectionLimits)
+        let server = VMMServer(
+            socket: try MessageSocket.listen(path: path + "/sock"), registry: registry, limits: connectionLimits,
+            handshakeMilliseconds: handshakeMilliseconds
+        ) { event in
             texts.list.withLock { $0.append("\(event.vm ?? "-"): \(event)") }
         }
         self.server = server

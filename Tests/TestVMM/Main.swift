@@ -7,6 +7,7 @@ import TestSupport
 ///     test-vmm userfaultfd                    sends a userfaultfd and waits for the end of the connection
 ///     test-vmm hold SOCKET VM BYTES           attaches, starts, waits
 ///     test-vmm fill|check SOCKET VM BYTES     attaches with KEEP, writes (or checks) every page, says '+' or '-', ends without DETACH
+///     test-vmm crowd SOCKET UID COUNT         as that user opens COUNT connections, sends how many of them are served (one byte), waits
 ///     test-vmm storm SOCKET VM BYTES          two threads fault at random until they are killed
 @main enum Main {
     static let test = MessageSocket(Descriptor(owning: 3))
@@ -15,6 +16,9 @@ import TestSupport
         let arguments = CommandLine.arguments
         switch arguments.dropFirst().first {
         case "userfaultfd": sendUserfaultfd()
+        case "crowd":
+            guard arguments.count == 5, let uid = UInt32(arguments[3]), let count = Int(arguments[4]) else { exit(2) }
+            crowd(arguments[2], uid: uid, count: count)
         case "hold", "fill", "check", "storm":
             guard arguments.count == 5, let bytes = UInt64(arguments[4]) else { exit(2) }
             attach(arguments[1], arguments[2], arguments[3], bytes)
@@ -35,6 +39,14 @@ import TestSupport
     static func sendUserfaultfd() {
         guard let userfault = try? Userfault.open(features: Userfault.requiredFeatures) else { exit(3) }
         say("+", descriptors: [userfault.descriptor.number])
+        waitForEnd()
+    }
+
+    static func crowd(_ path: String, uid: UInt32, count: Int) {
+        guard setgid(uid) == 0, setuid(uid) == 0 else { exit(3) }
+        let clients = (0..<count).compactMap { _ in try? VMMClient(path: path) }
+        let served = clients.filter { $0.call(.getFeatures)?.value != nil }
+        try? test.send([UInt8(served.count)])
         waitForEnd()
     }
 
