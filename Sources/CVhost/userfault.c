@@ -70,6 +70,12 @@ int cvhost_uffd_poison(int fd, uint64_t address, uint64_t length, int64_t *poiso
 	return result;
 }
 
+int cvhost_uffd_protect(int fd, uint64_t address, uint64_t length)
+{
+	struct uffdio_writeprotect wp = { .range = { address, length }, .mode = UFFDIO_WRITEPROTECT_MODE_WP };
+	return ioctl(fd, UFFDIO_WRITEPROTECT, &wp) < 0 ? -errno : 0;
+}
+
 int cvhost_uffd_unprotect(int fd, uint64_t address, uint64_t length)
 {
 	struct uffdio_writeprotect wp = { .range = { address, length }, .mode = UFFDIO_WRITEPROTECT_MODE_DONTWAKE };

@@ -6,6 +6,17 @@ package struct Pagemap: ~Copyable, Sendable {
 
     package init(_ descriptor: consuming Descriptor) { self.descriptor = descriptor }
 
+    /// Whether a userfaultfd write-protects the page at an address, there or not. Reads the page's entry
+    /// (Documentation/admin-guide/mm/pagemap.rst).
+    package borrowing func isProtected(at address: UInt64) throws(Errno) -> Bool {
+        var entry: UInt64 = 0
+        let offset = address / UInt64(CVHOST_PAGE_SIZE) * 8
+        let count = try unsafe withUnsafeMutableBytes(of: &entry) { buffer throws(Errno) in try unsafe descriptor.read(into: buffer, at: offset) }
+        return count == 8 && entry & Self.protectedBit != 0
+    }
+
+    private static let protectedBit: UInt64 = 1 << 57
+
     package enum Question: Sendable {
         /// Which pages were written since they were last protected?
         case written

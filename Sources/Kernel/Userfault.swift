@@ -129,6 +129,14 @@ package struct Userfault: ~Copyable, Sendable {
         return unsafe cvhost_uffd_zeropage(descriptor.number, lowest, lowest, 0, &zeroed) == -ESRCH
     }
 
+    /// Write-protects one page, there or not, or ends that. `ENOENT`: not registered for write protection. Wraps `ioctl(UFFDIO_WRITEPROTECT)`.
+    package borrowing func setProtected(_ isProtected: Bool, at address: UInt64) throws(Errno) {
+        let length = UInt64(CVHOST_PAGE_SIZE)
+        _ = try check(
+            isProtected
+                ? cvhost_uffd_protect(descriptor.number, address, length) : cvhost_uffd_unprotect(descriptor.number, address, length))
+    }
+
     /// Ends the registration of a range: from now on holes read as zeros and nobody is told. Wraps `ioctl(UFFDIO_UNREGISTER)`.
     package borrowing func unregister(address: UInt64, length: UInt64) throws(Errno) {
         _ = try check(cvhost_uffd_unregister(descriptor.number, address, length))

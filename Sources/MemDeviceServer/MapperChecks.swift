@@ -89,20 +89,42 @@ package enum MapperChecks {
         return nil
     }
 
-    /// The descriptor is the pagemap of the process that sends it.
-    package static func pagemap(_ descriptor: borrowing Descriptor, of pid: Int32) throws(Refusal) {
+    /// The descriptor is the pagemap of some process. The number in its name says nothing: a VMM in a pid namespace has another one there.
+    package static func pagemap(_ descriptor: borrowing Descriptor) throws(Refusal) {
         let target = (try? descriptor.linkTarget()) ?? "?"
         // A mount over the path would show the same name.
         guard (try? descriptor.isOnProc()) == true else {
             throw .meaning(.bad, "the second descriptor of SET_MAPPER is \(printable(target)), not a pagemap of /proc")
         }
-        guard target.hasPrefix("/proc/"), target.hasSuffix("/pagemap") else {
+        guard target.hasSuffix("/pagemap") else {
             throw .meaning(.bad, "the second descriptor of SET_MAPPER is \(printable(target)), not a pagemap")
         }
-        guard target == "/proc/\(pid)/pagemap" else {
-            throw .meaning(
-                .permission,
-                "the pagemap is \(printable(target)), but process \(pid) sent it; open /proc/self/pagemap in the process that maps the memory")
+    }
+
+    /// Every mapping is registered, and the pagemap shows the address space in which it is: what is protected through the userfaultfd is seen to be so, and no
+    /// longer when it is released. The first page of each mapping is used; nobody touches it before START.
+    package static func addressSpace(
+        of userfault: borrowing Userfault, shownBy pagemap: borrowing Pagemap, _ placements: [Mapper.Placement]
+    ) throws(Refusal) {
+        for placement in placements {
+            let address = placement.address
+            let isShown: Bool
+            do throws(Errno) {
+                try userfault.setProtected(true, at: address)
+                let before = try? pagemap.isProtected(at: address)
+                try userfault.setProtected(false, at: address)
+                let after = try? pagemap.isProtected(at: address)
+                isShown = before == true && after == false
+            } catch {
+                throw .meaning(
+                    .invalid,
+                    "the mapping at 0x\(String(address, radix: 16)) is not registered with the userfaultfd as MISSING and WP (write-protecting it: \(error))")
+            }
+            guard isShown else {
+                throw .meaning(
+                    .permission,
+                    "the pagemap is of another process than the userfaultfd; open /proc/self/pagemap in the process that maps the memory")
+            }
         }
     }
 

@@ -239,17 +239,17 @@ package final class Session {
                 "a userfaultfd made with UFFD_USER_MODE_ONLY makes the VMM's own system calls on guest memory fail (guest disk I/O errors); use GET_USERFAULTFD_DEVICE"
             )
         }
-        let userfault = descriptors.takeFirst()!
-        let pagemap = descriptors.takeFirst()!
-        try MapperChecks.userfaultfd(userfault)
-        try MapperChecks.pagemap(pagemap, of: peer.pid)
+        let userfault = Userfault(descriptors.takeFirst()!)
+        let pagemap = Pagemap(descriptors.takeFirst()!)
+        try MapperChecks.userfaultfd(userfault.descriptor)
+        try MapperChecks.pagemap(pagemap.descriptor)
         let placements = try MapperChecks.placements(mappings, pageCount: device!.pageCount)
         let pinnedRanges = try ranges(pinned, "pinned range")
+        try MapperChecks.addressSpace(of: userfault, shownBy: pagemap, placements)
         guard device!.declarePinned(pinnedRanges) else {
             throw .meaning(.noMemory, "the pinned ranges exceed the budget of VM \(vm!); raise it with 'memdevctl budget \(vm!) SIZE'")
         }
-        mapper = Mapper(
-            userfault: Userfault(userfault), pagemap: Pagemap(pagemap), pid: peer.pid, noDMA: noDMA, placements: placements)
+        mapper = Mapper(userfault: userfault, pagemap: pagemap, pid: peer.pid, noDMA: noDMA, placements: placements)
         stage = .mapped
     }
 

@@ -97,10 +97,50 @@ import Testing
         #expect(refusal?.errno == .invalid && refusal?.text.contains("O_NONBLOCK") == true, "\(refusal?.text ?? "")")
     }
 
+    @Test("The pagemap of a process or a thread is taken", arguments: ["/proc/self/pagemap", "/proc/thread-self/pagemap"])
+    func goodPagemap(path: String) throws {
+        let file = try Descriptor.open(path, flags: O_RDONLY)
+        #expect(throws: Never.self) { try MapperChecks.pagemap(file) }
+    }
+
+    @Test("What is only called a pagemap, and another file of /proc, are refused") func fakePagemap() throws {
+        let directory = TemporaryDirectory()
+        let fake = try Descriptor.open(directory.path + "/pagemap", flags: O_RDWR | O_CREAT, mode: 0o600)
+        let first = #expect(throws: Refusal.self) { try MapperChecks.pagemap(fake) }
+        #expect(first?.errno == .bad && first?.text.contains("not a pagemap of /proc") == true)
+        let other = try Descriptor.open("/proc/self/smaps", flags: O_RDONLY)
+        let second = #expect(throws: Refusal.self) { try MapperChecks.pagemap(other) }
+        #expect(second?.errno == .bad && second?.text.contains("/smaps, not a pagemap") == true)
+    }
+
+    @Test(
+        "A pagemap shows the address space of a userfaultfd only when both are of one process, and nothing stays protected",
+        .enabled(if: Machine.hasUserfaultfd, "\(Machine.noUserfaultfd)"))
+    func addressSpace() throws {
+        let memfd = try Memfd.create(name: "space", size: 8 << 12)
+        let memory = try Mapping(sharing: memfd, bytes: 8 << 12)
+        let base = UInt64(UInt(bitPattern: unsafe memory.address))
+        let userfault = try Userfault.open(features: Userfault.requiredFeatures)
+        try userfault.register(address: base, length: 4 << 12)
+        let own = Pagemap(try Descriptor.open("/proc/self/pagemap", flags: O_RDONLY))
+        let good = [Mapper.Placement(address: base, pages: PageRange(0, 2)), Mapper.Placement(address: base + 8192, pages: PageRange(2, 4))]
+        #expect(throws: Never.self) { try MapperChecks.addressSpace(of: userfault, shownBy: own, good) }
+        #expect(try good.allSatisfy { try !own.isProtected(at: $0.address) })
+        let outside = good + [Mapper.Placement(address: base + 16384, pages: PageRange(4, 8))]
+        let unregistered = #expect(throws: Refusal.self) { try MapperChecks.addressSpace(of: userfault, shownBy: own, outside) }
+        #expect(unregistered?.errno == .invalid && unregistered?.text.contains("not registered") == true)
+        let child = try ChildProcess(["userfaultfd"])
+        #expect(child.byte() == UInt8(ascii: "+"))
+        let others = Pagemap(try Descriptor.open("/proc/\(child.pid)/pagemap", flags: O_RDONLY))
+        let refusal = #expect(throws: Refusal.self) { try MapperChecks.addressSpace(of: userfault, shownBy: others, good) }
+        #expect(refusal?.errno == .permission && refusal?.text.contains("another process") == true)
+        #expect(try good.allSatisfy { try !own.isProtected(at: $0.address) })
+    }
+
     @Test("A name that a client chose cannot break the line of a refusal") func oneLine() throws {
         let directory = TemporaryDirectory()
         let file = try Descriptor.open(directory.path + "/a\nb\u{1B}[2J", flags: O_RDWR | O_CREAT, mode: 0o600)
-        let refusal = #expect(throws: Refusal.self) { try MapperChecks.pagemap(file, of: 1) }
+        let refusal = #expect(throws: Refusal.self) { try MapperChecks.pagemap(file) }
         #expect(refusal?.errno == .bad)
         #expect(refusal?.text.utf8.allSatisfy { $0 >= 0x20 } == true)
     }

@@ -208,6 +208,18 @@ import Testing
         #expect(server.isReleased("kept"))
     }
 
+    @Test("A VMM in a pid namespace of its own is served", .enabled(if: Machine.isRoot && access("/usr/bin/unshare", X_OK) == 0, "needs root and unshare(1)"))
+    func pidNamespace() throws {
+        let server = try TestServer(budget: 1024)
+        defer { server.close() }
+        for mode in ["fill", "check"] {
+            let child = try ChildProcess([mode, server.path, "inside", "\(TestServer.bytes)"], under: ["/usr/bin/unshare", "--pid", "--fork", "--mount-proc"])
+            #expect(child.byte() == UInt8(ascii: "+"), "\(mode)")
+            #expect(child.wait() == 0)
+            #expect(eventually { server.registry["inside"].map { $0.attachedPID == nil } ?? false })
+        }
+    }
+
     @Test("A kept device is found by size 0 and refuses another size") func keptSize() throws {
         let server = try TestServer()
         defer { server.close() }

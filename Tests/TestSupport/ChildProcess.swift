@@ -7,18 +7,19 @@ package final class ChildProcess: @unchecked Sendable {
     package let socket: MessageSocket
     private var isReaped = false
 
-    /// `arguments` follow the program's name.
-    package init(_ arguments: [String]) throws(Errno) {
+    /// `arguments` follow the program's name. `under`: a command that runs the program.
+    package init(_ arguments: [String], under wrapper: [String] = []) throws(Errno) {
         let pair = try MessageSocket.pair()
         var actions = posix_spawn_file_actions_t()
         unsafe posix_spawn_file_actions_init(&actions)
         defer { unsafe posix_spawn_file_actions_destroy(&actions) }
         unsafe posix_spawn_file_actions_adddup2(&actions, pair.second.number, 3)
         let program = Self.directory + "/test-vmm"
-        var argv: [UnsafeMutablePointer<CChar>?] = ([program] + arguments).map { unsafe strdup($0) } + [nil]
+        let command = wrapper + [program] + arguments
+        var argv: [UnsafeMutablePointer<CChar>?] = command.map { unsafe strdup($0) } + [nil]
         defer { for argument in argv { unsafe free(argument) } }
         var pid: pid_t = 0
-        let result = unsafe posix_spawn(&pid, program, &actions, nil, &argv, environ)
+        let result = unsafe posix_spawn(&pid, command[0], &actions, nil, &argv, environ)
         if result != 0 { throw Errno(result) }
         self.pid = pid
         socket = MessageSocket(try pair.first.duplicate())

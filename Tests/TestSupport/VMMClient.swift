@@ -132,6 +132,12 @@ package final class VMMClient: @unchecked Sendable {
         return nil
     }
 
+    /// Takes the memory out of the address space.
+    package func unmap() {
+        memory = nil
+        mapping = nil
+    }
+
     package subscript(page: UInt64, word: Int = 0) -> UInt64 {
         get { unsafe memory!.load(fromByteOffset: Int(page) * pageBytes + word * 8, as: UInt64.self) }
         set { unsafe memory!.storeBytes(of: newValue, toByteOffset: Int(page) * pageBytes + word * 8, as: UInt64.self) }

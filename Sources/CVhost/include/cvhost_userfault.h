@@ -74,6 +74,9 @@ int cvhost_uffd_wake(int fd, uint64_t address, uint64_t length);
 
 int cvhost_uffd_poison(int fd, uint64_t address, uint64_t length, int64_t *poisoned);
 
+// ioctl(UFFDIO_WRITEPROTECT): holes get a write-protect marker.
+int cvhost_uffd_protect(int fd, uint64_t address, uint64_t length);
+
 // ioctl(UFFDIO_WRITEPROTECT), ending the protection without waking; write-protect markers of holes go too.
 int cvhost_uffd_unprotect(int fd, uint64_t address, uint64_t length);
 
