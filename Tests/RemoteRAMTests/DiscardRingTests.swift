@@ -113,6 +113,27 @@ private final class RingWriter: @unchecked Sendable {
         #expect(try refused(Descriptor.open("/dev/zero", flags: O_RDWR)) != nil)
         #expect(try refused(Memfd.create(name: "right", size: 1 << 20)) == nil)
     }
+
+    /// Making one needs no huge page, touching one does.
+    private static func hugeMemfd() throws(Errno) -> Descriptor {
+        let mfdHugeTLB: UInt32 = 4
+        return Descriptor(owning: try check(unsafe cvhost_memfd_create("huge", cvhost_memfd_flags | mfdHugeTLB)))
+    }
+
+    private static let hasHugePages: Bool = {
+        do throws(Errno) {
+            _ = try hugeMemfd()
+            return true
+        } catch { return false }
+    }()
+
+    @Test("Memory on huge pages is refused", .enabled(if: hasHugePages, "needs hugetlbfs")) func hugePages() throws {
+        let huge = try Self.hugeMemfd()
+        try huge.setSize(2 << 20)
+        _ = try check(cvhost_add_seals(huge.number, cvhost_shrink_seal))
+        let kick = try EventCounter()
+        #expect(throws: Errno.invalid) { _ = try DiscardRing(memory: try huge.duplicate(), kick: try kick.descriptor.duplicate(), entries: 16) }
+    }
 }
 
 extension DeviceTests {
@@ -147,6 +168,33 @@ extension DeviceTests {
             guest.fill(PageRange(1000, 2000), seed: 2)
             #expect(events.contains { if case .mapperAtFault = $0 { true } else { false } })
             #expect(guest.firstWrong(PageRange(0, 2000), seed: 2) == nil)
+        }
+
+        @Test("After a bad entry the ring stands still, punches and DISCARD go on, and nothing that is not given up is lost") func afterBadEntry() throws {
+            let directory = TemporaryDirectory()
+            let writer = try RingWriter()
+            let guest = try Guest(Guest.device(pages: Self.pages, directory: directory), discards: try writer.ring())
+            defer { guest.stop() }
+            guest.fill(PageRange(0, 1000), seed: 5)
+            guest.evictAll()
+            #expect(guest.firstWrong(PageRange(500, 1000), seed: 5) == nil)
+            let tail = writer.tail
+            writer.publish(offset: 5, bytes: 7)
+            guest.device.discard([PageRange(0, 1)])
+            writer.publish(PageRange(100, 200))
+            // Resident pages are zero pages after a punch; what is on the SSD comes back as it was.
+            try guest.device.memfd.punchHole(at: 600 << 12, length: 100 << 12)
+            try guest.device.memfd.punchHole(at: 100 << 12, length: 100 << 12)
+            #expect((UInt64(600)..<700).allSatisfy { guest[$0] == 0 && guest[$0, 511] == 0 })
+            #expect(guest.firstWrong(PageRange(100, 200), seed: 5) == nil)
+            #expect(writer.tail == tail)
+            guest.device.discard([PageRange(200, 300), PageRange(700, 800)])
+            for page in [UInt64(200), 299, 700, 799] { #expect(guest[page] == 0) }
+            // What is written after a punch that nobody was told of survives the way out and in.
+            guest.fill(PageRange(650, 750), seed: 6)
+            #expect(guest.evictAll())
+            #expect(guest.firstWrong(PageRange(650, 750), seed: 6) == nil)
+            #expect(guest.firstWrong(PageRange(300, 600), seed: 5) == nil && guest.firstWrong(PageRange(800, 1000), seed: 5) == nil)
         }
 
         @Test("What is written to pages that were just given up stays, while they go out and in", arguments: [Int64(0), 100])
