@@ -16,6 +16,8 @@ public struct DeviceStatus: Codable, Sendable, Equatable {
     /// Resident pages whose SSD slot is not current.
     public var dirty: UInt64
     public var pinned: UInt64
+    /// DRAM that the VMM took without a fault, outside of the budget; never paged out.
+    public var untracked: UInt64
     /// Bytes that the swap file occupies on its disk, stale slots included.
     public var swapFile: UInt64
 
@@ -97,6 +99,7 @@ public struct DeviceStatus: Codable, Sendable, Equatable {
         poisoned = 0
         dirty = 0
         pinned = 0
+        untracked = 0
         swapFile = 0
         faults = FaultCounters()
         paging = PagingCounters()

@@ -378,6 +378,15 @@ package final class MemoryDevice: Sendable {
     // MARK: Status
 
     package var residentPages: UInt64 { UInt64(max(0, table.residentPages)) }
+    /// DRAM that the memfd takes and the page table does not know of, about: written by a system call, or through a mapping that was not declared. It is in
+    /// no budget and never paged out: the guest has no faults there.
+    package var untrackedBytes: UInt64 {
+        let before = residentPages
+        guard let occupied = try? memfd.status().occupiedBytes else { return 0 }
+        // Pages come and go meanwhile.
+        let tracked = max(before, residentPages) << pageShift
+        return occupied > tracked ? occupied - tracked : 0
+    }
     package var swapFileBytes: UInt64 { swapFile.file.occupiedBytes() }
     /// Descriptions of the last events, newest last.
     package var recentEvents: [String] { events.withLock { $0.recent } }

@@ -41,6 +41,7 @@ struct Stat: ParsableCommand {
             ("zero", Figure.size(status.zero)),
             ("pinned", Figure.size(status.pinned)),
             ("poisoned", Figure.size(status.poisoned)),
+            ("untracked", Figure.size(status.untracked)),
         ]
     }
 

@@ -10,9 +10,12 @@ struct CPULatency: ~Copyable {
     private var lastFaults: UInt64 = 0
     private var quietSeconds = 0
     private var hasFailed = false
+    private let path: String
 
     private static let faultsPerSecond: UInt64 = 1000
     private static let holdSeconds = 5
+
+    init(path: String = "/dev/cpu_dma_latency") { self.path = path }
 
     /// Tells of the faults so far, once a second. Returns an error the first time that the request fails.
     mutating func tick(faults: UInt64) -> Errno? {
@@ -30,7 +33,7 @@ struct CPULatency: ~Copyable {
     private mutating func hold() -> Errno? {
         if request != nil { return nil }
         do throws(Errno) {
-            let file = try Descriptor.open("/dev/cpu_dma_latency", flags: O_WRONLY)
+            let file = try Descriptor.open(path, flags: O_WRONLY)
             var microseconds: Int32 = 0
             guard unsafe write(file.number, &microseconds, 4) == 4 else { throw Errno(errno) }
             request = consume file

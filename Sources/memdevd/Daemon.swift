@@ -53,10 +53,20 @@ final class Daemon: Sendable {
     private func waitForEnd(_ signals: borrowing SignalQueue, _ registry: DeviceRegistry, _ notify: borrowing Notify) {
         var refused = false
         var latency = CPULatency()
+        var untracked = UntrackedMemory()
         let tick: Int32? = settings.keepCPUsAwake ? 1000 : nil
+        let pause = [tick, notify.watchdogMilliseconds, UntrackedMemory.periodMilliseconds].compactMap { $0 }.min()!
         while true {
-            let signal = signals.wait(milliseconds: min(tick ?? .max, notify.watchdogMilliseconds ?? tick ?? -1))
+            let signal = signals.wait(milliseconds: pause)
             notify.alive()
+            let samples = untracked.look(nowMilliseconds: Clock.nanoseconds() / 1_000_000) {
+                registry.all.map { UntrackedMemory.Sample(vm: $0.device.name, bytes: $0.device.untrackedBytes) }
+            }
+            for sample in samples {
+                logger.warning(
+                    "\(Size(bytes: sample.bytes)) of DRAM are outside of the budget: the VMM writes its memory by system calls on the memfd, or through a mapping that it has not declared in SET_MAPPER; what was paged out is lost where it does. Declare and register every mapping",
+                    metadata: ["vm": "\(sample.vm)"])
+            }
             if tick != nil, signal == nil, let error = latency.tick(faults: registry.all.reduce(0) { $0 + $1.device.counters.faults.value }) {
                 logger.warning("keep-cpus-awake: cannot ask for it in /dev/cpu_dma_latency: \(error)")
             }

@@ -17,6 +17,7 @@ enum Prometheus {
         gauge("zero_bytes", "Pages that are zero and take no space.") { Double($0.zero) },
         gauge("poisoned_bytes", "Pages that cannot be read back.") { Double($0.poisoned) },
         gauge("dirty_bytes", "Resident pages whose slot is not current.") { Double($0.dirty) },
+        gauge("untracked_bytes", "DRAM that the VMM took without a fault, outside of the budget.") { Double($0.untracked) },
         gauge("swap_file_bytes", "Disk space of the swap file.") { Double($0.swapFile) },
         counter("faults_total", "Page faults answered.") { Double($0.faults.total) },
         counter("faults_ssd_total", "Page faults answered from the SSD.") { Double($0.faults.ssd) },

@@ -18,6 +18,7 @@ extension DeviceStatus {
         zero = size > known ? size - known : 0
         dirty = bytes(table.dirtyPages)
         pinned = bytes(table.pinnedPages)
+        untracked = device.untrackedBytes
         swapFile = device.swapFileBytes
         let counters = device.counters
         let times = device.faultTimes()

@@ -268,6 +268,26 @@ extension DeviceTests {
             #expect(eventually { descriptorsOpen(to: "memdevd:gone") == 0 })
         }
 
+        @Test("DRAM that a VMM takes without a fault is counted as untracked, for as long as it is there") func untracked() throws {
+            let directory = TemporaryDirectory()
+            let guest = try Guest(Guest.device(pages: 2048, directory: directory))
+            defer { guest.stop() }
+            guest.fill(PageRange(0, 512), seed: 30)
+            #expect(guest.device.untrackedBytes == 0)
+            // write(2) on the memfd, and a mapping that nobody registered.
+            try guest.device.memfd.fill(at: 1000 << 12, length: 100 << 12, with: 7)
+            let other = try Mapping(sharing: guest.device.memfd, bytes: 2048 << 12)
+            for page in 1200..<1300 { unsafe other.address.storeBytes(of: UInt64(page), toByteOffset: page << 12, as: UInt64.self) }
+            #expect(guest.device.untrackedBytes == 200 << 12)
+            // The kernel maps what is there without asking.
+            #expect((UInt64(1000)..<1100).allSatisfy { guest[$0] == 0x0707_0707_0707_0707 } && (UInt64(1200)..<1300).allSatisfy { guest[$0] == $0 })
+            #expect(guest.evictAll())
+            #expect(guest.device.untrackedBytes == 200 << 12)
+            try guest.device.memfd.punchHole(at: 1000 << 12, length: 300 << 12)
+            #expect(guest.device.untrackedBytes == 0)
+            #expect(guest.firstWrong(PageRange(0, 512), seed: 30) == nil)
+        }
+
         @Test("A swap directory that does not exist is refused") func noDirectory() {
             #expect(throws: MemoryDevice.Failure.swapFile("/nonexistent/x.swap", .noEntry)) {
                 _ = try MemoryDevice(name: "x", pageCount: 1024, settings: DeviceSettings(swapDirectory: "/nonexistent")) { _ in }
