@@ -283,7 +283,7 @@ import Testing
         let shown = server.events.filter { $0.contains("refused ATTACH") }.count
         // The test may lie in more than one period.
         #expect(shown >= EventThrottle.refusalsMax && shown <= 5 * EventThrottle.refusalsMax)
-        let left = server.events.filter { $0.contains("more messages about clients of uid") }.compactMap { $0.split(separator: " ").dropFirst().first.flatMap { Int($0) } }
+        let left = server.events.filter { $0.contains("more messages about clients of uid") }.compactMap { Int($0.split(separator: " ")[1]) }
         #expect(left.reduce(shown, +) == 500)
     }
 
