@@ -35,6 +35,8 @@ package final class DeviceRegistry: Sendable {
         package var channel: BackendChannel?
         /// A VMM has started: there may be contents.
         package fileprivate(set) var hasStarted = false
+        /// What the VMM that is attached wants for `keep`; counts from its START.
+        fileprivate var keepWanted: Bool
     }
 
     private struct State {
@@ -101,7 +103,7 @@ package final class DeviceRegistry: Sendable {
                 throw .meaning(.exists, "VM \(vm) is kept with \(size) bytes, \(bytes) were asked for; 'memdevctl release \(vm)' forgets it")
             }
             state.entries[vm]!.attachedPID = pid
-            state.entries[vm]!.keep = keep
+            state.entries[vm]!.keepWanted = keep
             state.entries[vm]!.regions = []
             return (entry.device, true)
         }
@@ -119,7 +121,7 @@ package final class DeviceRegistry: Sendable {
                 if case .poisoned(let page, let error) = event { self?[vm]?.channel?.sendPoisoned(PageRange(page, page + 1), errno: error) }
                 onEvent(vm, event)
             }
-            state.entries[vm] = Entry(device: device, keep: keep, attachedPID: pid, ownerUID: uid)
+            state.entries[vm] = Entry(device: device, keep: keep, attachedPID: pid, ownerUID: uid, keepWanted: keep)
             return (device, false)
         } catch {
             throw .meaning(.noMemory, "VM \(vm): \(error)")
@@ -135,7 +137,10 @@ package final class DeviceRegistry: Sendable {
         if isEnding { throw .ending }
         defer { state.withLock { $0.starting -= 1 } }
         try body()
-        update(vm: vm) { $0.hasStarted = true }
+        update(vm: vm) {
+            $0.hasStarted = true
+            $0.keep = $0.keepWanted
+        }
     }
 
     /// From now on no VM attaches or starts, until `cancelEnding`. Returns when those that were about to start have done so.

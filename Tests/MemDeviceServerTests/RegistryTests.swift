@@ -128,9 +128,29 @@ import Testing
         _ = try registry.attach(vm: "a", bytes: Self.bytes, keep: true, pid: 1)
         try registry.start(vm: "a") {}
         registry.detached(vm: "a")
+        // One that never starts has nothing to say.
         _ = try registry.attach(vm: "a", bytes: Self.bytes, keep: false, pid: 2)
         registry.detached(vm: "a")
+        #expect(registry["a"]?.keep == true)
+        _ = try registry.attach(vm: "a", bytes: Self.bytes, keep: false, pid: 3)
+        try registry.start(vm: "a") {}
+        registry.detached(vm: "a")
         #expect(registry["a"] == nil)
+    }
+
+    @Test("Nobody but its owner and root gets a kept device") func owner() throws {
+        let registry = registry()
+        func attach(_ uid: UInt32) throws(Refusal) {
+            _ = try registry.attach(vm: "a", bytes: Self.bytes, keep: true, pid: 1, uid: uid)
+            try registry.start(vm: "a") {}
+            registry.detached(vm: "a")
+        }
+        try attach(1000)
+        let refusal = #expect(throws: Refusal.self) { try attach(1001) }
+        #expect(refusal?.errno == .permission && refusal?.text.contains("belongs to uid 1000") == true)
+        try attach(0)
+        // Root has not become its owner.
+        try attach(1000)
     }
 
     @Test("A device whose swap file cannot be made is refused and leaves nothing") func noDirectory() throws {
