@@ -236,8 +236,12 @@ extension DeviceTests {
             }
             var counts = [UInt64](repeating: 0, count: 4096)
             let counters = set.guest.device.counters
-            // Which pages are read in runs, the only ones that may fail here, depends on timing: on until both kinds of error were met.
-            for step in UInt64(0)..<2_000_000 where step < 40_000 || counters.readErrors.value == 0 || counters.writeErrors.value == 0 {
+            // Which pages are read in runs, the only ones that may fail here, depends on timing: on until both kinds of error were met. While the disk counts as
+            // full everything is resident and millions of steps go by without a read.
+            let end = Clock.nanoseconds() + 60_000_000_000
+            var step: UInt64 = 0
+            while step < 40_000 || ((counters.readErrors.value == 0 || counters.writeErrors.value == 0) && Clock.nanoseconds() < end) {
+                step += 1
                 let page = step % 3 == 0 ? step / 3 % 4096 : random.below(4096)
                 set.guest[page, 9] += 1
                 counts[Int(page)] += 1
