@@ -53,7 +53,7 @@ let package = Package(
         .testTarget(name: "MemDeviceServerTests", dependencies: ["MemDeviceServer", "TestSupport", "test-vmm"], swiftSettings: swift),
         .testTarget(name: "ControlAPITests", dependencies: ["ControlAPI"], swiftSettings: swift),
         .testTarget(name: "SettingsTests", dependencies: ["Settings", "ControlAPI"], swiftSettings: swift),
-        .testTarget(name: "MemdevdTests", dependencies: ["memdevd", "ControlAPI", "Kernel", "TestSupport"], swiftSettings: swift),
+        .testTarget(name: "MemdevdTests", dependencies: ["memdevd", "ControlAPI", "Kernel", "Settings", "TestSupport"], swiftSettings: swift),
         .testTarget(name: "MemdevctlTests", dependencies: ["memdevctl", "ControlAPI"], swiftSettings: swift),
     ]
 )

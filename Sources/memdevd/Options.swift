@@ -35,7 +35,9 @@ struct Options: ParsableArguments {
     var scanIntervalMilliseconds: String?
     @Option(help: Options.help("fault-spin-microseconds", "How long a fault thread polls before it sleeps: auto or 0 to 1000.", "µs|auto"))
     var faultSpinMicroseconds: String?
-    @Option(help: Options.help("keep-cpus-awake", "Whether idle processors stay awake while VMs fault often: true or false.", "bool"))
+    @Option(
+        name: .customLong("keep-cpus-awake"),
+        help: Options.help("keep-cpus-awake", "Whether idle processors stay awake while VMs fault often: true or false.", "bool"))
     var keepCPUsAwake: String?
     @Option(help: Options.help("read-ahead-max", "Most to read around a faulting page; 0: nothing.", "size"))
     var readAheadMax: String?
