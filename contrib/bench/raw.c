@@ -1,9 +1,12 @@
-/* raw.c: how fast the disk itself is: O_DIRECT reads of one file, without any pager.
+/* raw.c: how fast the disk itself is: O_DIRECT reads (and writes) of one file, without any pager.
  *
  *     raw FILE SECONDS_EACH [order,bytes,depth[,huge] …]        e.g. raw swap 0.5 sequential,1M,4 random,4K,1
  *
  * "huge" reads into registered buffers on huge pages, the rest into ordinary memory as fio does by default. It matters: a megabyte in 256
  * scattered pages is more segments than many virtual disks take at once.
+ *
+ * "mixed" reads sequentially and writes as much, half the file further on: what a pager does that brings in as many dirty pages as it takes out. The file's
+ * contents are lost.
  *
  * Prints one line of JSON per series. Holes read fast and lie: the file must be fully written.
  */
@@ -25,12 +28,13 @@ enum { DEPTH_MAX = 64, HUGE_BYTES = 2 << 20 };
 static const char *const standard_series[] = {
     "random,4K,1",      "random,4K,8",          "random,4K,32",      "random,64K,1",         "random,64K,8",           "sequential,4K,1",    "sequential,64K,8",
     "sequential,256K,4", "sequential,1M,1",     "sequential,1M,4",   "sequential,64K,8,huge", "sequential,256K,4,huge", "sequential,1M,2,huge",
+    "mixed,256K,16,huge",
 };
 
 struct reader {
     int file;
     uint64_t file_bytes, bytes, position, random;
-    bool sequential, huge;
+    bool sequential, mixed, huge;
     struct io_uring ring;
     char *buffer;
     uint64_t began[DEPTH_MAX];
@@ -38,10 +42,14 @@ struct reader {
 
 static void submit(struct reader *reader, unsigned slot) {
     uint64_t blocks = reader->file_bytes / reader->bytes;
-    uint64_t block = reader->sequential ? reader->position++ % blocks : random_below(&reader->random, blocks);
+    bool writes = reader->mixed && slot % 2;
+    uint64_t block = reader->mixed        ? (reader->position++ / 2 + writes * blocks / 2) % blocks
+                     : reader->sequential ? reader->position++ % blocks : random_below(&reader->random, blocks);
     struct io_uring_sqe *entry = io_uring_get_sqe(&reader->ring);
     char *buffer = reader->buffer + slot * reader->bytes;
-    if (reader->huge)
+    if (writes)
+        io_uring_prep_write(entry, reader->file, buffer, (unsigned)reader->bytes, block * reader->bytes);
+    else if (reader->huge)
         io_uring_prep_read_fixed(entry, reader->file, buffer, (unsigned)reader->bytes, block * reader->bytes, 0);
     else
         io_uring_prep_read(entry, reader->file, buffer, (unsigned)reader->bytes, block * reader->bytes);
@@ -53,10 +61,10 @@ static void measure(const char *path, const char *text, double seconds) {
     char order[16], size[16], buffers_kind[8] = "";
     unsigned depth;
     if (sscanf(text, "%15[a-z],%15[0-9KMG],%u,%7s", order, size, &depth, buffers_kind) < 3 || depth < 1 || depth > DEPTH_MAX)
-        errx(2, "'%s' is no series (random|sequential,bytes,depth 1-%d[,huge])", text, DEPTH_MAX);
-    struct reader reader = {.bytes = parse_size(size), .sequential = order[0] == 's', .huge = buffers_kind[0] == 'h', .random = now_nanoseconds()};
+        errx(2, "'%s' is no series (random|sequential|mixed,bytes,depth 1-%d[,huge])", text, DEPTH_MAX);
+    struct reader reader = {.bytes = parse_size(size), .sequential = order[0] == 's', .mixed = order[0] == 'm', .huge = buffers_kind[0] == 'h', .random = now_nanoseconds()};
     struct stat status;
-    reader.file = open(path, O_RDONLY | O_DIRECT | O_CLOEXEC);
+    reader.file = open(path, (reader.mixed ? O_RDWR : O_RDONLY) | O_DIRECT | O_CLOEXEC);
     if (reader.file < 0 || fstat(reader.file, &status) != 0)
         err(1, "%s", path);
     reader.file_bytes = (uint64_t)status.st_size;

@@ -130,7 +130,7 @@ def verdict(results):
                     for cell in (c for c in matrix.cells if c[0] == pattern):
                         kind = f"{'read-write' if cell[1] else 'read'}, {cell[2]} thread{'s' if cell[2] > 1 else ''}"
                         v.add(f"{pattern}, {kind}: {'touches/s' if name == 'rate' else 'p99'} ÷ kernel swap", goal,
-                              matrix.hardest(cell, name, "high" if name == "rate" else "low"), good, " ×")
+                              matrix.hardest(cell, name, "high" if name == "rate" else "low"), good, " ×", note=limit_of_disk(results, cell, name, matrix))
     clean = results.get("clean", {})
     v.add("clean pages paged out again: bytes written (daemon's counter)", 0, clean.get("written_counter"), "<=", " B", 0)
     v.add("clean pages paged out again: bytes written (/proc/PID/io)", 0, clean.get("written_process"), "<=", " B", 0)
@@ -141,6 +141,21 @@ def verdict(results):
     attach = results.get("attach", {})
     v.add("attach and map 1 TiB", 1, attach.get("seconds"), "<=", " s", 3, attach.get("note", ""))
     return v
+
+
+def limit_of_disk(results, cell, name, matrix):
+    """What the bare disk allows, where that may decide."""
+    raw = {r["series"]: r for r in results.get("raw", [])}
+    if name == "rate" and cell[0] == "sequential":
+        series = [r for text, r in raw.items() if text.startswith("mixed" if cell[1] else "sequential")]
+        if series:
+            # A page that is written goes out once for every time it comes in.
+            most = max(r["bytes_per_second"] for r in series) / (8192 if cell[1] else 4096)
+            kernel = max((matrix.value(cell, kind, "rate") or 0 for kind in KERNEL if kind in matrix.kinds), default=0)
+            return f"the bare disk moves pages for {most:,.0f} touches/s" + (f", {most / kernel:.1f} ×" if kernel else "")
+    if name == "p99" and cell[0] in ("zipf", "uniform") and "random,4K,1" in raw:
+        return f"one 4 KiB read of the bare disk: p50 {raw['random,4K,1']['p50']:.0f}, p99 {raw['random,4K,1']['p99']:.0f} µs"
+    return ""
 
 
 def draw(results, directory):

@@ -37,10 +37,13 @@ static uint32_t *generation; /* of each page; one writer per page and run */
 static uint64_t seed = 1, run_count;
 static uint32_t pages;
 
+enum { WARM_SECONDS_MAX = 20 };
+
 struct run {
     enum pattern pattern;
     unsigned threads, write;
     uint64_t touches_max; /* of each thread, in the measured phase */
+    uint64_t warm_touches; /* at least so many of all threads before it, within WARM_SECONDS_MAX */
     double warm_seconds, seconds;
     pthread_barrier_t start;
 };
@@ -88,7 +91,8 @@ static void *work(void *argument) {
     uint64_t salt = mix(seed ^ run_count ^ worker->index), end = now_nanoseconds();
 
     uint64_t deadline = end + (uint64_t)(run->warm_seconds * 1e9);
-    while (end < deadline)
+    uint64_t latest = end + WARM_SECONDS_MAX * 1000000000ull, least = run->warm_touches / run->threads;
+    for (uint64_t i = 0; end < deadline || (i < least && end < latest); i++)
         touch(order_next(&order), run->write, random_next(&salt), &end);
 
     pthread_barrier_wait(&worker->run->start); /* the driver has read its counters */
@@ -209,6 +213,8 @@ static void parse_run(char *arguments, struct run *run) {
             run->threads = (unsigned)atoi(value);
         else if (strcmp(word, "touches") == 0)
             run->touches_max = strtoull(value, NULL, 10);
+        else if (strcmp(word, "warm_touches") == 0)
+            run->warm_touches = strtoull(value, NULL, 10);
         else if (strcmp(word, "warm") == 0)
             run->warm_seconds = atof(value);
         else if (strcmp(word, "seconds") == 0)
