@@ -10,10 +10,11 @@ RELEASE    := $(BUILD)/release
 LIBSOURCES := $(wildcard Sources/libmemdev/*.c)
 CFLAGS_LIB := -std=gnu11 -O2 -g -fPIC -Wall -Wextra -Werror -fvisibility=hidden
 
-.PHONY: all build demo test check bench fuzz install clean deps lint format help
+.PHONY: all build demo demo-crash test check bench fuzz install clean deps lint format help
 
 help:
 	@echo 'make demo     boot a stock QEMU Linux guest whose RAM memdevd owns, with DRAM for half of it'
+	@echo 'make demo-crash  the same with the server killed every second'
 	@echo 'make test     unit tests, tests of libmemdev, fuzz corpora, QEMU end to end'
 	@echo 'make check    format lint, warnings as errors, unit tests under Address- and ThreadSanitizer'
 	@echo 'make bench    figures against kernel swap and a bare C fault handler: table, JSON, SVG in bench-out/'
@@ -38,6 +39,9 @@ $(RELEASE)/libmemdev.so: $(LIBSOURCES) $(wildcard Sources/libmemdev/*.h Sources/
 
 demo: build
 	MEMDEVD=$(RELEASE)/memdevd MEMDEVCTL=$(RELEASE)/memdevctl LIBMEMDEV=$(RELEASE)/libmemdev.so contrib/demo/demo
+
+demo-crash: build
+	MEMDEVD=$(RELEASE)/memdevd MEMDEVCTL=$(RELEASE)/memdevctl LIBMEMDEV=$(RELEASE)/libmemdev.so contrib/demo/demo --kill-server 1
 
 test: build
 	@contrib/install-dependencies test

@@ -25,6 +25,8 @@ let package = Package(
         .target(name: "Kernel", dependencies: ["CVhost"], swiftSettings: swift),
         .target(name: "RemoteRAM", dependencies: ["Kernel"], swiftSettings: swift),
         .target(name: "MemDeviceServer", dependencies: ["RemoteRAM"], swiftSettings: swift),
+        // The privileged parent of the server: knows nothing of VMs.
+        .target(name: "Keeper", dependencies: ["Kernel"], swiftSettings: swift),
 
         // The edges: command line, configuration, control API.
         .target(name: "ControlAPI", swiftSettings: swift),
@@ -32,7 +34,7 @@ let package = Package(
         .executableTarget(
             name: "memdevd",
             dependencies: [
-                "MemDeviceServer", "ControlAPI", "Settings",
+                "MemDeviceServer", "Keeper", "ControlAPI", "Settings",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
                 .product(name: "Logging", package: "swift-log"),
             ],
@@ -51,6 +53,7 @@ let package = Package(
         .testTarget(name: "KernelTests", dependencies: ["Kernel", "TestSupport", "test-vmm"], swiftSettings: swift),
         .testTarget(name: "RemoteRAMTests", dependencies: ["RemoteRAM", "TestSupport", "test-vmm"], swiftSettings: swift),
         .testTarget(name: "MemDeviceServerTests", dependencies: ["MemDeviceServer", "TestSupport", "test-vmm"], swiftSettings: swift),
+        .testTarget(name: "KeeperTests", dependencies: ["Keeper", "TestSupport", "test-vmm"], swiftSettings: swift),
         .testTarget(name: "ControlAPITests", dependencies: ["ControlAPI"], swiftSettings: swift),
         .testTarget(name: "SettingsTests", dependencies: ["Settings", "ControlAPI"], swiftSettings: swift),
         .testTarget(name: "MemdevdTests", dependencies: ["memdevd", "ControlAPI", "Kernel", "Settings", "TestSupport"], swiftSettings: swift),

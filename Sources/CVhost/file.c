@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <sys/ioctl.h>
 #include <poll.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
@@ -37,6 +38,18 @@ int cvhost_get_seals(int fd)
 {
 	int seals = fcntl(fd, F_GET_SEALS);
 	return seals < 0 ? -errno : seals;
+}
+
+int cvhost_pipe_size(int fd)
+{
+	int result = fcntl(fd, F_GETPIPE_SZ);
+	return result < 0 ? -errno : result;
+}
+
+int cvhost_readable_bytes(int fd)
+{
+	int bytes = 0;
+	return ioctl(fd, FIONREAD, &bytes) < 0 ? -errno : bytes;
 }
 
 int cvhost_set_pipe_size(int fd, int bytes)

@@ -52,6 +52,15 @@ int cvhost_connect(int fd, const char *path)
 	return result < 0 ? -errno : 0;
 }
 
+int64_t cvhost_peek(int fd, void *buffer, uint64_t count)
+{
+	ssize_t result;
+	do {
+		result = recv(fd, buffer, count, MSG_PEEK);
+	} while (result < 0 && errno == EINTR);
+	return result < 0 ? -errno : result;
+}
+
 int cvhost_listen(int fd, int backlog)
 {
 	return listen(fd, backlog) < 0 ? -errno : 0;

@@ -127,6 +127,12 @@ package struct Descriptor: ~Copyable, Sendable {
     /// Whether it is a file of /proc. Wraps `fstatfs(2)`.
     package borrowing func isOnProc() throws(Errno) -> Bool { try check(cvhost_file_system(number)) == cvhost_proc_magic }
 
+    /// Where the first data at or after `offset` begin; nil when there are none. Wraps `lseek(SEEK_DATA)`.
+    package borrowing func nextData(from offset: UInt64) -> UInt64? {
+        let found = cvhost_seek_data(number, Int64(offset))
+        return found < 0 ? nil : UInt64(found)
+    }
+
     /// Whether there is data, and no hole, at an offset. Wraps `lseek(SEEK_DATA)`.
     package borrowing func isData(at offset: UInt64) -> Bool { cvhost_seek_data(number, Int64(offset)) == Int64(offset) }
 }

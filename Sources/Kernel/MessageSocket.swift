@@ -83,6 +83,13 @@ package struct MessageSocket: ~Copyable, Sendable {
         }
     }
 
+    /// The next bytes without taking them, up to `count`; waits for the first. Empty at the end of the stream. Wraps `recv(MSG_PEEK)`.
+    package borrowing func peek(_ count: Int) throws(Errno) -> [UInt8] {
+        var bytes = [UInt8](repeating: 0, count: count)
+        let n = try check(unsafe bytes.withUnsafeMutableBytes { unsafe cvhost_peek(descriptor.number, $0.baseAddress!, UInt64($0.count)) })
+        return Array(bytes.prefix(Int(n)))
+    }
+
     /// Receives exactly `count` bytes, adding the descriptors that came with them to `descriptors`. False at an end of stream before the first
     /// byte; `EPROTO` at an end in the middle, `ETOOMANYREFS` when more than `descriptorsMax` descriptors came. Wraps `recvmsg(2)`.
     package borrowing func receive(_ count: Int, into bytes: inout [UInt8], descriptors: inout DescriptorList) throws(Errno) -> Bool {

@@ -19,6 +19,17 @@ package struct Pipe: ~Copyable, Sendable {
         pagesMax = bytes > 0 ? min(pages, Int(bytes) / 4096) : 16
     }
 
+    /// Ends of a pipe that exists already.
+    package init(reader: consuming Descriptor, writer: consuming Descriptor) {
+        let bytes = cvhost_pipe_size(writer.number)
+        pagesMax = bytes > 0 ? Int(bytes) / 4096 : 16
+        self.reader = reader
+        self.writer = writer
+    }
+
+    /// Bytes that can be read without waiting. Wraps `ioctl(FIONREAD)`.
+    package borrowing func readableBytes() throws(Errno) -> Int { Int(try check(cvhost_readable_bytes(reader.number))) }
+
     /// Takes references to the pages of `file` in a range; returns the bytes taken, which may be fewer. Wraps `splice(2)`.
     package borrowing func take(from file: borrowing Descriptor, at offset: UInt64, length: UInt64) throws(Errno) -> UInt64 {
         var position = Int64(offset)

@@ -6,6 +6,7 @@ import Synchronization
 /// Concurrency: any thread may send.
 package final class BackendChannel: Sendable {
     private let socket: MessageSocket
+    package var descriptorNumber: Int32 { socket.descriptor.number }
     private let lock = Mutex<Void>(())
 
     package enum Code: UInt32, Sendable {

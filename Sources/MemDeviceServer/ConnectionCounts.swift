@@ -22,6 +22,12 @@ package struct ConnectionCounts: Sendable {
         users[uid] = own + 1
     }
 
+    /// Counts a connection that an earlier server had let in.
+    package mutating func resume(uid: UInt32) {
+        total += 1
+        users[uid, default: 0] += 1
+    }
+
     package mutating func close(uid: UInt32) {
         guard let own = users[uid] else { return }
         total -= 1

@@ -1,4 +1,4 @@
-import Kernel
+package import Kernel
 package import RemoteRAM
 import Synchronization
 
@@ -35,6 +35,8 @@ package final class DeviceRegistry: Sendable {
         package var channel: BackendChannel?
         /// A VMM has started: there may be contents.
         package fileprivate(set) var hasStarted = false
+        /// How the VMM that runs is served; for the vault.
+        fileprivate var attached: DeviceRecord.Attached?
         /// What the VMM that is attached wants for `keep`; counts from its START.
         fileprivate var keepWanted: Bool
     }
@@ -43,6 +45,8 @@ package final class DeviceRegistry: Sendable {
         var entries: [String: Entry] = [:]
         /// Budgets set before their VM attached, in pages.
         var budgets: [String: UInt64] = [:]
+        /// Devices of an earlier server that could not be adopted, with the reason: the vault still holds them.
+        var refused: [String: String] = [:]
         /// The daemon ends: no device is made or started any more.
         var isEnding = false
         /// Devices that are being started just now.
@@ -51,7 +55,7 @@ package final class DeviceRegistry: Sendable {
         /// Takes a device out, and its swap file's name before the vm-id is free for a new one: somebody may hold the old one a while longer.
         mutating func forget(_ vm: String) -> Entry? {
             guard let entry = entries.removeValue(forKey: vm) else { return nil }
-            entry.device.removeSwapFile()
+            entry.device.forget()
             return entry
         }
     }
@@ -61,13 +65,16 @@ package final class DeviceRegistry: Sendable {
     private let settings: @Sendable (_ vm: String, _ bytes: UInt64) -> DeviceSettings
     private let configured: @Sendable (_ vm: String) -> Configured
     private let onEvent: @Sendable (_ vm: String, DeviceEvent) -> Void
+    package let vault: any DescriptorVault
     private static let rememberedBudgetsMax = 1024
 
     package init(
         limits: Limits, settings: @escaping @Sendable (_ vm: String, _ bytes: UInt64) -> DeviceSettings,
-        configured: @escaping @Sendable (_ vm: String) -> Configured, onEvent: @escaping @Sendable (_ vm: String, DeviceEvent) -> Void
+        configured: @escaping @Sendable (_ vm: String) -> Configured, vault: any DescriptorVault = NoVault(),
+        onEvent: @escaping @Sendable (_ vm: String, DeviceEvent) -> Void
     ) {
         self.limits = limits
+        self.vault = vault
         self.settings = settings
         self.configured = configured
         self.onEvent = onEvent
@@ -95,6 +102,9 @@ package final class DeviceRegistry: Sendable {
 
     private func attach(vm: String, bytes: UInt64, keep: Bool, pid: Int32, uid: UInt32, _ state: inout State) throws(Refusal) -> (MemoryDevice, Bool) {
         if state.isEnding { throw .ending }
+        if let reason = state.refused[vm] {
+            throw .meaning(.busy, "VM \(vm) exists from before memdevd was restarted and could not be adopted: \(reason)")
+        }
         if let entry = state.entries[vm] {
             guard uid == entry.ownerUID || uid == 0 else { throw .meaning(.permission, "VM \(vm) belongs to uid \(entry.ownerUID)") }
             if let other = entry.attachedPID { throw .meaning(.busy, "VM \(vm) is in use by process \(other)") }
@@ -112,15 +122,12 @@ package final class DeviceRegistry: Sendable {
             throw .meaning(.noSpace, "\(state.entries.count) devices exist, devices-max allows \(limits.devicesMax)")
         }
         var settings = settings(vm, bytes)
+        settings.vault = vault
         if let pages = state.budgets[vm] { settings.budgetPages = pages }
         let pageCount = bytes >> pageShift
         try checkRoom(for: MemoryDevice.effectiveBudget(settings.budgetPages ?? pageCount, pageCount), vm: vm, state)
-        let onEvent = onEvent
         do throws(MemoryDevice.Failure) {
-            let device = try MemoryDevice(name: vm, pageCount: pageCount, settings: settings) { [weak self] event in
-                if case .poisoned(let page, let error) = event { self?[vm]?.channel?.sendPoisoned(PageRange(page, page + 1), errno: error) }
-                onEvent(vm, event)
-            }
+            let device = try MemoryDevice(name: vm, pageCount: pageCount, settings: settings, onEvent: tell(of: vm))
             state.entries[vm] = Entry(device: device, keep: keep, attachedPID: pid, ownerUID: uid, keepWanted: keep)
             return (device, false)
         } catch {
@@ -128,8 +135,54 @@ package final class DeviceRegistry: Sendable {
         }
     }
 
+    private func tell(of vm: String) -> @Sendable (DeviceEvent) -> Void {
+        let onEvent = onEvent
+        return { [weak self] event in
+            if case .poisoned(let page, let error) = event { self?[vm]?.channel?.sendPoisoned(PageRange(page, page + 1), errno: error) }
+            onEvent(vm, event)
+        }
+    }
+
+    // MARK: After this server's death
+
+    /// Takes over a device of a server that has died; it does not run yet.
+    package func adopt(vm: String, record: DeviceRecord, kept: DescriptorBag, channel: BackendChannel?) throws(MemoryDevice.Failure) -> MemoryDevice {
+        var settings = settings(vm, record.pageCount << pageShift)
+        settings.vault = vault
+        settings.budgetPages = record.budgetPages
+        let device = try MemoryDevice(adopting: kept, name: vm, pageCount: record.pageCount, settings: settings, onEvent: tell(of: vm))
+        var entry = Entry(
+            device: device, keep: record.keep, attachedPID: record.attached?.peer.pid, ownerUID: record.ownerUID, attached: record.attached, keepWanted: record.keep)
+        entry.regions = record.regions
+        entry.channel = channel
+        entry.hasStarted = true
+        state.withLock { $0.entries[vm] = entry }
+        return device
+    }
+
+    /// The device stays in the vault, and nobody gets its vm-id.
+    package func refuseAdoption(vm: String, reason: String) {
+        let dropped = state.withLock { state -> Entry? in
+            state.refused[vm] = reason
+            return state.entries.removeValue(forKey: vm)
+        }
+        dropped?.device.abandon()
+    }
+
+    private func saveRecord(vm: String) throws(Errno) {
+        guard let entry = self[vm] else { return }
+        var record = DeviceRecord()
+        record.pageCount = entry.device.pageCount
+        record.budgetPages = entry.device.budget
+        record.keep = entry.keep
+        record.ownerUID = entry.ownerUID
+        record.attached = entry.attached
+        record.regions = entry.regions
+        try record.hold(vault, vm: vm)
+    }
+
     /// Runs `body`, which starts the device; its VM is one to hand back from then on. Refused when the daemon ends.
-    package func start(vm: String, _ body: () throws(Refusal) -> Void) throws(Refusal) {
+    package func start(vm: String, attached: DeviceRecord.Attached? = nil, _ body: () throws(Refusal) -> Void) throws(Refusal) {
         let isEnding = state.withLock { state in
             if !state.isEnding { state.starting += 1 }
             return state.isEnding
@@ -140,6 +193,13 @@ package final class DeviceRegistry: Sendable {
         update(vm: vm) {
             $0.hasStarted = true
             $0.keep = $0.keepWanted
+            $0.attached = attached
+        }
+        do throws(Errno) {
+            try saveRecord(vm: vm)
+        } catch {
+            self[vm]?.device.stop()
+            throw .meaning(error, "VM \(vm): \(MemoryDevice.Failure.vault(error))")
         }
     }
 
@@ -192,11 +252,12 @@ package final class DeviceRegistry: Sendable {
             if entry.keep && entry.hasStarted {
                 state.entries[vm]!.attachedPID = nil
                 state.entries[vm]!.channel = nil
+                state.entries[vm]!.attached = nil
                 return nil
             }
             return state.forget(vm)
         }
-        _ = dropped
+        if dropped == nil { try? saveRecord(vm: vm) }
     }
 
     /// Forgets a kept device and its contents. False when there is none without a VMM.
@@ -226,6 +287,7 @@ package final class DeviceRegistry: Sendable {
             return device?.setBudget(pages: pages) ?? pages
         }
         if let refusal { throw refusal }
+        if self[vm]?.hasStarted == true { try? saveRecord(vm: vm) }
         return applied
     }
 }

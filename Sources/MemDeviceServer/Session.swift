@@ -1,6 +1,6 @@
 import Glibc
 package import Kernel
-import RemoteRAM
+package import RemoteRAM
 
 /// One VMM's connection: from GET_FEATURES to the end of its process.
 ///
@@ -44,10 +44,26 @@ package final class Session {
         self.isStopping = isStopping
     }
 
+    /// Goes on with the session of a server that has died: the VMM has not noticed.
+    package convenience init(
+        resuming vm: String, device: MemoryDevice, mapper: Mapper, discards: DiscardRing?, socket: consuming MessageSocket, peer: MessageSocket.Peer,
+        registry: DeviceRegistry, log: @escaping @Sendable (ServerEvent) -> Void, isStopping: @escaping @Sendable () -> Bool
+    ) {
+        self.init(
+            socket: socket, peer: peer, registry: registry, handshakeMilliseconds: Self.handshakeMilliseconds, log: log, isStopping: isStopping)
+        self.vm = vm
+        self.device = device
+        self.mapper = mapper
+        self.discards = discards
+        regions = registry[vm]?.regions ?? []
+        stage = .started
+    }
+
     /// Serves the connection; returns when it is over and its device is released.
     package func run() {
         do throws(Errno) {
-            try socket.setTimeouts(receiveMilliseconds: handshakeMilliseconds, sendMilliseconds: Self.sendMilliseconds)
+            let receiveMilliseconds = stage == .started ? 0 : handshakeMilliseconds
+            try socket.setTimeouts(receiveMilliseconds: receiveMilliseconds, sendMilliseconds: Self.sendMilliseconds)
             while try serveOne() {}
         } catch {
             if let lastWords {
@@ -80,6 +96,7 @@ package final class Session {
     private func serveOne() throws(Errno) -> Bool {
         var descriptors = DescriptorList()
         var bytes: [UInt8] = []
+        if stage == .started, let goesOn = try servePeeked() { return goesOn }
         guard try receive(Header.bytes, into: &bytes, descriptors: &descriptors) else { return false }
         let header: Header
         do throws(Refusal) {
@@ -94,12 +111,54 @@ package final class Session {
         } else {
             bytes = []
         }
+        return try carryOut(header, bytes, &descriptors)
+    }
+
+    /// Serves a request of a VMM that runs: it is taken off the socket when it has been carried out, so that a server which dies in between leaves it to the next one.
+    /// nil: it is none of the requests that are right now.
+    private func servePeeked() throws(Errno) -> Bool? {
+        guard let head = try peek(Header.bytes) else { return false }
+        guard let header = try? Header(decoding: head), let code = Request.Code(rawValue: header.request) else { return nil }
+        guard [.discard, .pin, .unpin, .detach].contains(code) else { return nil }
+        guard let message = try peek(Header.bytes + header.size) else { return false }
+        var descriptors = DescriptorList()
+        return try carryOut(header, Array(message.dropFirst(Header.bytes)), &descriptors) { () throws(Errno) in
+            var bytes: [UInt8] = []
+            var ignored = DescriptorList()
+            _ = try self.receive(message.count, into: &bytes, descriptors: &ignored)
+        }
+    }
+
+    /// The next bytes, not taken; nil at the end of the connection. A message is sent in one piece, so waiting for its rest is rare.
+    private func peek(_ count: Int) throws(Errno) -> [UInt8]? {
+        var before = 0
+        var turns = 0
+        while true {
+            let bytes = try socket.peek(count)
+            if bytes.count == count { return bytes }
+            // Nothing more has come: it may have ended in the middle.
+            turns = bytes.count > before ? 0 : turns + 1
+            before = bytes.count
+            if bytes.isEmpty || turns > Self.peekTurnsMax { return nil }
+            usleep(1000)
+        }
+    }
+
+    private static let peekTurnsMax = 5000
+
+    /// Carries a request out and answers it; `take` takes it off the socket just before the answer. False when the connection is over.
+    private func carryOut(
+        _ header: Header, _ bytes: [UInt8], _ descriptors: inout DescriptorList, take: () throws(Errno) -> Void = {}
+    ) throws(Errno) -> Bool {
         do throws(Refusal) {
             let reply = try handle(header, bytes, &descriptors)
+            do throws(Errno) { try take() } catch { sendFailure = error }
+            if sendFailure != nil { throw .form("request not taken") }
             if let reply { try send(reply) }
             return stage != .detached
         } catch {
             if let failure = sendFailure { throw failure }
+            try take()
             log(.refused(peer, vm: vm, request: Request.Code(rawValue: header.request)?.name ?? "\(header.request)", error))
             try refuse(header.request, error)
             return !error.closes
@@ -268,7 +327,14 @@ package final class Session {
     }
 
     private func start() throws(Refusal) {
-        try registry.start(vm: vm!) { () throws(Refusal) in
+        let attached = DeviceRecord.Attached(
+            peer: peer, noDMA: mapper!.noDMA, ringEntries: discards?.entries ?? 0, placements: mapper!.placements)
+        try registry.start(vm: vm!, attached: attached) { () throws(Refusal) in
+            do throws(Errno) {
+                try holdMapper()
+            } catch {
+                throw .meaning(error, "VM \(vm!): \(MemoryDevice.Failure.vault(error))")
+            }
             do throws(MemoryDevice.Failure) {
                 try device!.start(mapper: mapper!, discards: discards)
             } catch {
@@ -280,6 +346,22 @@ package final class Session {
         try? socket.setTimeouts(receiveMilliseconds: 0, sendMilliseconds: Self.sendMilliseconds)
         log(.started(peer, vm: vm!))
     }
+
+    /// What the next server needs to serve this VMM when this one dies.
+    private func holdMapper() throws(Errno) {
+        let vault = registry.vault
+        func hold(_ number: Int32, _ name: String) throws(Errno) { try vault.hold(number, key: DeviceRecord.key(vm!, "mapper/" + name)) }
+        try hold(mapper!.userfault.descriptor.number, "userfault")
+        try hold(mapper!.pagemap.descriptor.number, "pagemap")
+        try hold(socket.descriptor.number, "connection")
+        if let discards {
+            try hold(discards.memory.number, "ring")
+            try hold(discards.kick.descriptor.number, "kick")
+        }
+        if let channel = registry[vm!]?.channel { try hold(channel.descriptorNumber, "channel") }
+    }
+
+    private func letMapperGo() { registry.vault.release(DeviceRecord.key(vm!, "mapper/")) }
 
     // MARK: The end
 
@@ -312,6 +394,7 @@ package final class Session {
         // What the VMM pinned is no longer anybody's.
         if device.table.pinnedPages > 0 { device.unpin(PageRange(0, device.pageCount)) }
         registry.detached(vm: vm)
+        letMapperGo()
         log(.released(peer, vm: vm))
     }
 }

@@ -106,6 +106,45 @@ package final class VMMServer: Sendable {
         }
     }
 
+    /// Goes on serving a VM of a server that has died (and has been waited for), from what a vault held under `vm/ID/`. Before `run`.
+    /// What cannot be adopted stays in the vault, its VMM waits, and its vm-id is refused to others; the reason is returned.
+    package func adopt(vm: String, kept: DescriptorBag) -> String? {
+        do {
+            try adopted(vm: vm, kept: kept)
+            return nil
+        } catch {
+            registry.refuseAdoption(vm: vm, reason: "\(error)")
+            return "\(error)"
+        }
+    }
+
+    private func adopted(vm: String, kept: DescriptorBag) throws {
+        let record = try DeviceRecord(reading: try kept.required("record"))
+        var channel: BackendChannel?
+        if let descriptor = kept.take("mapper/channel") { channel = BackendChannel(descriptor) }
+        let device = try registry.adopt(vm: vm, record: record, kept: kept, channel: channel)
+        guard let attached = record.attached else { return }
+        let mapper = Mapper(
+            userfault: Userfault(try kept.required("mapper/userfault")), pagemap: Pagemap(try kept.required("mapper/pagemap")), pid: attached.peer.pid,
+            noDMA: attached.noDMA, placements: attached.placements)
+        var discards: DiscardRing?
+        if attached.ringEntries > 0 {
+            discards = try DiscardRing(
+                memory: try kept.required("mapper/ring"), kick: try kept.required("mapper/kick"), entries: attached.ringEntries, goingOn: true)
+        }
+        let connection = HandOver(MessageSocket(try kept.required("mapper/connection")))
+        try device.start(mapper: mapper, discards: discards, left: try ReclaimJournal(adopting: kept, prefix: "journal"))
+        // Over the limit or not: it was let in once.
+        connections.withLock { $0.resume(uid: attached.peer.uid) }
+        let ring = discards
+        _ = try Thread(name: "mdd-session") { [self] in
+            Session(
+                resuming: vm, device: device, mapper: mapper, discards: ring, socket: connection.take(), peer: attached.peer, registry: registry, log: log
+            ) { self.stopping.load(ordering: .acquiring) }.run()
+            connections.withLock { $0.close(uid: attached.peer.uid) }
+        }
+    }
+
     private func serve(_ connection: consuming MessageSocket) throws(Errno) {
         let peer = try connection.peer()
         if let refusal = refusal(uid: peer.uid) {

@@ -14,15 +14,11 @@ final class Detacher {
     private let core: DeviceCore
     private let scanner: Scanner
     private let sink: Descriptor
+    private let journal: ReclaimJournal
     private var free: [PipeBox] = []
     private var pending: [PutBack] = []
-    private let buffer: UnsafeMutableRawPointer
 
-    /// A `~Copyable` pipe that can stand in an array.
-    private final class PipeBox {
-        let pipe: Pipe
-        init(_ pipe: consuming Pipe) { self.pipe = pipe }
-    }
+    private typealias PipeBox = ReclaimJournal.PipeBox
 
     /// Pages in a pipe, in the pipe's order, some of which must go back.
     private struct PutBack {
@@ -36,18 +32,25 @@ final class Detacher {
     }
 
     /// Pages of one batch: short, because a fault on one of them waits for all, and a page written within the time that the batch takes must be put back.
-    static let pagesMax = 128
-    private static let pipesMax = 8
+    static let pagesMax = ReclaimJournal.pagesMax
 
+    /// With a journal that a dead process has left, goes on where that one stopped: what its pipes hold is released or put back.
     init(core: DeviceCore, scanner: Scanner) throws(Errno) {
         self.core = core
         self.scanner = scanner
         sink = try Descriptor.open("/dev/null", flags: O_WRONLY)
-        for _ in 0..<Self.pipesMax { free.append(PipeBox(try Pipe(pages: Self.pagesMax))) }
-        unsafe buffer = .allocate(byteCount: pageBytes, alignment: pageBytes)
+        journal = core.journal
+        for box in journal.pipe {
+            if let left = try journal.left(in: box, pageCount: core.table.pageCount) {
+                recover(left, box)
+            } else {
+                // Pinned, and not punched.
+                let bytes = try box.pipe.readableBytes()
+                if bytes > 0 { try box.pipe.drop(UInt64(bytes), into: sink) }
+                free.append(box)
+            }
+        }
     }
-
-    deinit { unsafe buffer.deallocate() }
 
     var hasPending: Bool { !pending.isEmpty }
 
@@ -102,6 +105,8 @@ final class Detacher {
         let held = pin(builder.runs, box)
         if held.count < pages.count { undo(pages[held.count...]) }
         let runs = clamp(builder.runs, to: held)
+        // What is punched out from here on is in the pipe, and the journal says where.
+        journal.begin(box, held)
         for run in runs {
             do throws(Errno) {
                 try core.memfd.punchHole(at: run.offset, length: run.bytes)
@@ -118,7 +123,42 @@ final class Detacher {
             if error == .noProcess { core.noteMapperGone() } else { core.report(.kernelRefused("judging detached pages", error)) }
             written = [Bool](repeating: true, count: held.count)
         }
+        journal.noteJudged(box, written)
         return finish(held, written, box)
+    }
+
+    /// What a dead process was doing with one pipe. The table has been recovered: pages that are still `detaching` are out of the memfd.
+    private func recover(_ left: ReclaimJournal.Left, _ box: PipeBox) {
+        let pages = left.pages
+        let isOut = pages.map { core.table[$0].phase == .detaching }
+        var written = left.written
+        if written == nil {
+            // Nobody has scanned since they were taken, so the markers still tell; without an answer all count as written.
+            written = (try? scanner.clean(among: pages))?.map { !$0 }
+        }
+        var back = [Bool](repeating: false, count: pages.count)
+        for (index, page) in pages.enumerated() where isOut[index] {
+            if !(written?[index] ?? true) {
+                release(page)
+            } else if index >= left.taken {
+                back[index] = true
+            } else if index == left.taken - 1 {
+                install(page, from: unsafe journal.buffer(box))
+                resume(page, written: true)
+            } else {
+                // It had been put back, and the VMM gave it up.
+                _ = core.table.noteDiscarded(page)
+                release(page)
+            }
+        }
+        let now = Clock.nanoseconds()
+        let rest = left.taken..<pages.count
+        if back.contains(true) {
+            pending.append(
+                PutBack(box: box, pages: Array(pages[rest]), written: Array(back[rest]), due: now + core.graceMilliseconds * 1_000_000, begun: now))
+        } else {
+            discardPipe(box, pages: rest.count)
+        }
     }
 
     /// Fills the pipe; returns the pages whose references it holds, a prefix.
@@ -198,13 +238,13 @@ final class Detacher {
     }
 
     private func discardPipe(_ box: PipeBox, pages: Int) {
+        journal.end(box)
         do throws(Errno) {
             try box.pipe.drop(UInt64(pages * pageBytes), into: sink)
             free.append(box)
         } catch {
             // A pipe in an unknown state is not used again.
             core.report(.kernelRefused("emptying a pipe", error))
-            if let pipe = try? Pipe(pages: Self.pagesMax) { free.append(PipeBox(pipe)) }
         }
     }
 
@@ -221,25 +261,25 @@ final class Detacher {
             do throws(Errno) {
                 if skipped > 0 { try box.pipe.drop(UInt64(skipped * pageBytes), into: sink) }
                 skipped = 0
-                try unsafe box.pipe.read(into: UnsafeMutableRawBufferPointer(start: buffer, count: pageBytes))
+                try unsafe box.pipe.read(into: UnsafeMutableRawBufferPointer(start: journal.buffer(box), count: pageBytes))
             } catch {
                 // Cannot happen with a pipe that only this thread reads. If it does, what comes next in the pipe is unknown: no page may come back with another's content.
                 core.report(.kernelRefused("reading page \(page) back from its pipe", error))
                 break
             }
-            install(page)
+            install(page, from: unsafe journal.buffer(box))
             installed.append(page)
         }
-        discardPipe(box, pages: skipped)
         // The VMM uses an installed page without a fault: an entry that gave it up before must be read while it still counts as in flight.
         core.waitForDiscards()
         for page in installed { resume(page, written: true) }
+        discardPipe(box, pages: skipped)
         core.counters.pagesPutBack.add(UInt64(installed.count))
     }
 
-    /// Installs the page in `buffer`; does not return before it is in, or the VMM is gone: this is the only copy.
-    private func install(_ page: PageIndex) {
-        guard let address = core.mapper.address(of: page) else { return writeBehind(page) }
+    /// Installs a page; does not return before it is in, or the VMM is gone: this is the only copy.
+    private func install(_ page: PageIndex, from buffer: UnsafeMutableRawPointer) {
+        guard let address = core.mapper.address(of: page) else { return writeBehind(page, from: buffer) }
         var reported = false
         while true {
             do throws(Errno) {
@@ -249,10 +289,10 @@ final class Detacher {
                 if error == .noProcess {
                     // The process is gone, the device may be kept: the content belongs to it.
                     core.noteMapperGone()
-                    return writeBehind(page)
+                    return writeBehind(page, from: buffer)
                 }
                 // The VMM has unmapped it, or mapped something else there.
-                if error != .again, error != .noMemory, error != .exists { return writeBehind(page) }
+                if error != .again, error != .noMemory, error != .exists { return writeBehind(page, from: buffer) }
                 // Newer content than ours: written to the memfd without a fault.
                 if error == .exists { return }
                 if error != .again, !reported {
@@ -265,7 +305,7 @@ final class Detacher {
     }
 
     /// A page that no mapping shows goes back through the memfd: nobody can see it half-written.
-    private func writeBehind(_ page: PageIndex) {
+    private func writeBehind(_ page: PageIndex, from buffer: UnsafeMutableRawPointer) {
         do throws(Errno) {
             try unsafe core.memfd.write(UnsafeRawBufferPointer(start: buffer, count: pageBytes), at: page << pageShift)
         } catch {

@@ -17,6 +17,8 @@ package struct DeviceSettings: Sendable {
     package var readAheadPagesMax: UInt64 = 512
     /// Directory of the swap file.
     package var swapDirectory: String
+    /// Holds what must survive this process.
+    package var vault: any DescriptorVault = NoVault()
     /// For tests: the result of a disk operation to use instead of the real one.
     package var injectDiskResult: (@Sendable (DiskOperation, PageRange) -> Int32?)?
 
@@ -56,6 +58,7 @@ package final class DeviceCore: @unchecked Sendable {
     package let settings: DeviceSettings
     package let counters: Counters
     package let discards: DiscardRing?
+    package let journal: ReclaimJournal
     private let onEvent: @Sendable (DeviceEvent) -> Void
 
     package let stopping = Atomic<Bool>(false)
@@ -81,7 +84,7 @@ package final class DeviceCore: @unchecked Sendable {
 
     package init(
         name: String, table: PageTable, memfd: consuming Descriptor, swap: consuming SwapFile, mapper: Mapper, settings: DeviceSettings,
-        budgetPages: UInt64, counters: Counters, discards: DiscardRing?, onEvent: @escaping @Sendable (DeviceEvent) -> Void
+        budgetPages: UInt64, counters: Counters, discards: DiscardRing?, journal: ReclaimJournal, onEvent: @escaping @Sendable (DeviceEvent) -> Void
     ) throws(Errno) {
         self.name = name
         self.table = table
@@ -91,6 +94,7 @@ package final class DeviceCore: @unchecked Sendable {
         self.settings = settings
         self.counters = counters
         self.discards = discards
+        self.journal = journal
         self.onEvent = onEvent
         faultWork = try EventCounter()
         reclaimWork = try EventCounter()

@@ -7,9 +7,9 @@ package import Kernel
 /// The memory belongs to the VMM: everything read from it is read once and checked; a VMM that plays with `head` only discards its own pages.
 /// Concurrency: the fault thread drains.
 package final class DiscardRing: @unchecked Sendable {
-    private let memory: Descriptor
+    package let memory: Descriptor
     package let kick: EventCounter
-    private let entries: UInt32
+    package let entries: UInt32
     private var tail: UInt32
     private var isBroken = false
 
@@ -17,7 +17,8 @@ package final class DiscardRing: @unchecked Sendable {
 
     /// `EINVAL`: not a memfd of ordinary pages, too small for the entries, not sealed against shrinking (its memory could vanish under us), or entries no power
     /// of two in `entriesRange`.
-    package init(memory: consuming Descriptor, kick: consuming Descriptor, entries: UInt32) throws(Errno) {
+    /// `goingOn`: another process has read it up to the tail that stands in it; otherwise what was published before does not count.
+    package init(memory: consuming Descriptor, kick: consuming Descriptor, entries: UInt32, goingOn: Bool = false) throws(Errno) {
         guard Self.entriesRange.contains(entries), entries & (entries - 1) == 0 else { throw .invalid }
         guard try Memfd.isSealedAgainstShrinking(memory) else { throw .invalid }
         let bytes = UInt64(128 + 16 * Int(entries) + 4095) & ~4095
@@ -27,8 +28,8 @@ package final class DiscardRing: @unchecked Sendable {
         self.kick = EventCounter(kick)
         self.entries = entries
         tail = 0
-        guard let head = loadHead() else { throw .invalid }
-        tail = head
+        guard let head = loadHead(), let stored = word(at: 64) else { throw .invalid }
+        tail = goingOn ? UInt32(truncatingIfNeeded: stored) : head
         try storeTail()
     }
 

@@ -43,6 +43,7 @@ package final class MemoryDevice: Sendable {
         case memory(Errno)
         case swapFile(String, Errno)
         case thread(Errno)
+        case vault(Errno)
         case alreadyRunning
 
         package var description: String {
@@ -51,6 +52,7 @@ package final class MemoryDevice: Sendable {
             case .swapFile(let path, .invalid): "cannot make the swap file \(path): its file system cannot do O_DIRECT; choose a state directory on a disk"
             case .swapFile(let path, let error): "cannot make the swap file \(path): \(error)"
             case .thread(let error): "cannot start the device's threads: \(error)"
+            case .vault(let error): "the keeper cannot hold it: \(error)"
             case .alreadyRunning: "a VMM is attached already"
             }
         }
@@ -80,12 +82,62 @@ package final class MemoryDevice: Sendable {
         running = Mutex(nil)
         events = Mutex(EventLog())
         latency = Mutex((previous: [], current: [], since: 0))
+        do throws(Errno) {
+            try settings.vault.hold(memfd.number, key: key("memory"))
+            try settings.vault.hold(table.memory.number, key: key("table"))
+            try settings.vault.hold(swapFile.file.descriptor.number, key: key("swap"))
+        } catch {
+            forget()
+            throw .vault(error)
+        }
+    }
+
+    /// The device of a process that has died (and has been waited for), from what a vault held for it: `memory`, `table`, `swap`. Resolves what that process was
+    /// doing (rule R8); `start` with the journal does the rest.
+    package init(
+        adopting kept: DescriptorBag, name: String, pageCount: UInt64, settings: DeviceSettings, onEvent: @escaping @Sendable (DeviceEvent) -> Void
+    ) throws(Failure) {
+        self.name = name
+        self.pageCount = pageCount
+        self.settings = settings
+        self.onEvent = onEvent
+        swapPath = settings.swapDirectory + "/" + name + ".swap"
+        do throws(Errno) {
+            memfd = try kept.required("memory")
+            guard try memfd.status().bytes == Int64(pageCount << pageShift) else { throw .invalid }
+            table = try PageTable(adopting: try kept.required("table"), pageCount: pageCount)
+        } catch {
+            throw .memory(error)
+        }
+        do throws(Errno) {
+            let file = SwapFile(sharing: try kept.required("swap"), path: swapPath)
+            try file.waitForWrites(pageCount: pageCount)
+            swapFile = SwapBox(file)
+        } catch {
+            throw .swapFile(swapPath, error)
+        }
+        budgetPages = Mutex(Self.effectiveBudget(settings.budgetPages ?? pageCount, pageCount))
+        running = Mutex(nil)
+        events = Mutex(EventLog())
+        latency = Mutex((previous: [], current: [], since: 0))
+        table.recoverAll(stamp: Stamp(nanoseconds: Clock.nanoseconds())) { memfd.isData(at: $0 << pageShift) }
     }
 
     deinit { removeSwapFile() }
 
-    /// Takes the swap file's name away; what is in it stays as long as the device. Before another device of this name may be made.
-    package func removeSwapFile() {
+    private func key(_ what: String) -> String { "vm/" + name + "/" + what }
+
+    /// The device is not wanted any more: takes the swap file's name away and lets the vault forget it. What is in it stays as long as the object. Before another
+    /// device of this name may be made.
+    package func forget() {
+        removeSwapFile()
+        settings.vault.release("vm/" + name + "/")
+    }
+
+    /// The object goes, the device does not: a vault holds it for somebody who understands it.
+    package func abandon() { swapFileIsRemoved.store(true, ordering: .releasing) }
+
+    private func removeSwapFile() {
         if !swapFileIsRemoved.exchange(true, ordering: .acquiringAndReleasing) { swapFile.file.remove() }
     }
 
@@ -96,11 +148,12 @@ package final class MemoryDevice: Sendable {
 
     package var isRunning: Bool { running.withLock { $0 != nil } }
 
-    /// Starts to serve the mapper's faults; returns when both threads run.
-    package func start(mapper: Mapper, discards: DiscardRing?) throws(Failure) {
+    /// Starts to serve the mapper's faults; returns when both threads run. `left`: the journal of the process that served this mapper before and has died: what it was
+    /// doing is finished, and everybody who waits faults again.
+    package func start(mapper: Mapper, discards: DiscardRing?, left: ReclaimJournal? = nil) throws(Failure) {
         let failure: Failure? = lifecycle.withLock { _ in
             do throws(Failure) {
-                try startLocked(mapper: mapper, discards: discards)
+                try startLocked(mapper: mapper, discards: discards, left: left)
                 return nil
             } catch {
                 return error
@@ -109,15 +162,31 @@ package final class MemoryDevice: Sendable {
         if let failure { throw failure }
     }
 
-    private func startLocked(mapper: Mapper, discards: DiscardRing?) throws(Failure) {
+    private func startLocked(mapper: Mapper, discards: DiscardRing?, left: ReclaimJournal?) throws(Failure) {
         if isRunning { throw .alreadyRunning }
         let requests = FaultRequests()
         let evictions = EvictRequests()
-        distrustSlots()
+        if let left {
+            if let pages = left.scanLeft(pageCount: pageCount) { distrustSlots(of: pages) }
+        } else {
+            distrustSlots(of: PageRange(0, pageCount))
+        }
+        let journal: ReclaimJournal
+        do throws(Errno) {
+            if let left {
+                journal = left
+            } else {
+                journal = try ReclaimJournal()
+                try journal.hold(settings.vault, prefix: key("journal"))
+            }
+        } catch {
+            throw .vault(error)
+        }
         do throws(Errno) {
             let core = try DeviceCore(
                 name: name, table: table, memfd: try memfd.duplicate(), swap: SwapFile(sharing: try swapFile.file.descriptor.duplicate(), path: swapPath),
-                mapper: mapper, settings: settings, budgetPages: budgetPages.withLock { $0 }, counters: counters, discards: discards
+                mapper: mapper, settings: settings, budgetPages: budgetPages.withLock { $0 }, counters: counters, discards: discards,
+                journal: journal
             ) { [weak self] event in self?.note(event) }
             // The rings belong to the threads that use them, so each thread makes its own and says how it went.
             let fault = try Self.launch("mdd-fault") { () throws(Errno) -> @Sendable () -> Void in
@@ -140,17 +209,24 @@ package final class MemoryDevice: Sendable {
                 $0 = Running(core: core, requests: requests, evictions: evictions, faultThread: fault, reclaimThread: reclaim)
             }
             core.wakeReclaim()
+            // Events that the dead process had read are nobody's any more.
+            if left != nil { mapper.wake(PageRange(0, pageCount)) }
         } catch {
             throw .thread(error)
         }
     }
 
-    /// What the last mapper wrote after the last scan is known to nobody, and the new one's page table says nothing of it: every resident page counts as
-    /// written.
-    private func distrustSlots() {
+    /// What the last mapper wrote after the last scan is known to nobody, and the new one's page table says nothing of it (or the report died with the process that
+    /// had asked for it): every resident page counts as written.
+    private func distrustSlots(of range: PageRange) {
         let stamp = Stamp(nanoseconds: Clock.nanoseconds())
-        for chunk in 0..<table.chunkCount where table.residentPages(inChunk: chunk) > 0 {
-            for page in (chunk << chunkShift)..<min(pageCount, (chunk + 1) << chunkShift) { _ = table.reportWritten(page, stamp: stamp) { _ in } }
+        var page = range.start
+        while page < range.end {
+            let end = min(range.end, (page >> chunkShift + 1) << chunkShift)
+            if table.residentPages(inChunk: page >> chunkShift) > 0 {
+                for resident in page..<end { _ = table.reportWritten(resident, stamp: stamp) { _ in } }
+            }
+            page = end
         }
     }
 
@@ -207,6 +283,7 @@ package final class MemoryDevice: Sendable {
             ending.core.faultWork.signal()
             ending.faultThread.join()
             running.withLock { $0 = nil }
+            settings.vault.release(key("journal"))
         }
     }
 

@@ -6,7 +6,7 @@
 ///      bit   5     writingBack    being copied to its slot; any report of a write clears it
 ///      bit   6     waiting        a fault waits for the in-flight phase to end
 ///      bit   7     pinned         never paged out
-///      bit   8     reserved, 0
+///      bit   8     wasResident    in phase filling: it was claimed from dram
 ///      bit   9     touched        reported written while in flight
 ///      bit  10     contentZero    with slotValid: the current content is all zeros
 ///      bit  11     discarded      the VMM gave the page up while it was in flight
@@ -79,6 +79,10 @@ package struct PageEntry: Equatable, Sendable {
     package var pinned: Bool {
         get { flag(7) }
         set { set(7, newValue) }
+    }
+    package var wasResident: Bool {
+        get { flag(8) }
+        set { set(8, newValue) }
     }
     package var touched: Bool {
         get { flag(9) }

@@ -38,6 +38,74 @@ package final class PageTable: @unchecked Sendable {
         unsafe chunks = chunkMapping.address.bindMemory(to: Atomic<UInt32>.self, capacity: chunkCount)
     }
 
+    /// A table that another process has left, with what it says. `EINVAL`: its size is not that of `pageCount` pages.
+    package init(adopting memory: consuming Descriptor, pageCount: UInt64) throws(Errno) {
+        guard try memory.status().bytes == Int64(Self.bytes(for: pageCount)) else { throw .invalid }
+        self.pageCount = pageCount
+        mapping = try Mapping(sharing: memory, bytes: Self.bytes(for: pageCount))
+        unsafe entries = mapping.address.bindMemory(to: Atomic<UInt64>.self, capacity: Int(pageCount))
+        let chunkCount = Int((pageCount + chunkPages - 1) >> chunkShift)
+        chunkMapping = try Mapping(anonymous: max(pageBytes, chunkCount * 4))
+        unsafe chunks = chunkMapping.address.bindMemory(to: Atomic<UInt32>.self, capacity: chunkCount)
+        self.memory = memory
+        forEachTouchedPage { page, entry in
+            count(page, PageEntry(), entry)
+            if entry.bits != 0 { unsafe chunks[Int(page >> chunkShift)].bitwiseOr(Self.touchedBit, ordering: .relaxed) }
+        }
+    }
+
+    /// Calls `body` with every page whose part of the table has memory: one page of it describes one chunk.
+    private func forEachTouchedPage(_ body: (PageIndex, PageEntry) -> Void) {
+        var offset: UInt64 = 0
+        while let data = memory.nextData(from: offset), data >> 12 < chunkCount {
+            let chunk = data >> 12
+            for page in (chunk << chunkShift)..<min(pageCount, (chunk + 1) << chunkShift) { body(page, self[page]) }
+            offset = (chunk + 1) << 12
+        }
+    }
+
+    /// Ends what a dead process was doing with a page (rule R8), except `detaching` of pages that are out of the memfd: their content is in a pipe.
+    /// `isInMemory`: the memfd has the page. Installing and punching are atomic, so where the content is tells how far it came; what was resident is taken as
+    /// written.
+    package func recover(_ page: PageIndex, stamp: Stamp, isInMemory: () -> Bool) {
+        _ = update(page) { entry in
+            switch entry.phase {
+            case .filling:
+                if isInMemory() {
+                    entry.phase = .dram
+                    entry.stamp = stamp
+                } else {
+                    entry.phase = entry.wasResident || entry.discarded || !entry.slotValid || entry.contentZero ? .zero : .ssd
+                }
+                if entry.phase != .ssd {
+                    entry.slotValid = false
+                    entry.contentZero = false
+                }
+            case .detaching:
+                if !isInMemory() { return false }
+                entry.phase = .dram
+                entry.stamp = stamp
+                entry.slotValid = false
+                entry.contentZero = false
+            case .zero, .dram, .ssd, .peer, .poisoned:
+                break
+            }
+            entry.writingBack = false
+            entry.wasResident = false
+            entry.waiting = false
+            entry.touched = false
+            entry.discarded = false
+            return true
+        }
+    }
+
+    /// Recovers every page.
+    package func recoverAll(stamp: Stamp, isInMemory: (PageIndex) -> Bool) {
+        forEachTouchedPage { page, entry in
+            if entry.bits != 0 { recover(page, stamp: stamp) { isInMemory(page) } }
+        }
+    }
+
     private static func bytes(for pages: UInt64) -> UInt64 { max(UInt64(pageBytes), (pages * 8 + 4095) & ~4095) }
 
     package var chunkCount: UInt64 { (pageCount + chunkPages - 1) >> chunkShift }
@@ -127,6 +195,7 @@ package final class PageTable: @unchecked Sendable {
     package func claim(_ page: PageIndex, from phases: PhaseSet) -> PageEntry? {
         let (before, changed) = update(page) { entry in
             guard phases.contains(entry.phase) else { return false }
+            entry.wasResident = entry.phase == .dram
             entry.phase = .filling
             entry.touched = false
             entry.discarded = false
@@ -161,6 +230,7 @@ package final class PageTable: @unchecked Sendable {
         _ = update(page) { entry in
             precondition(entry.phase == .filling, "only the fault thread fills")
             entry.phase = .dram
+            entry.wasResident = false
             entry.heat = heat
             entry.waiting = false
             switch filled {
@@ -189,6 +259,7 @@ package final class PageTable: @unchecked Sendable {
             // What the VMM has given up does not come back from the SSD.
             let phase = entry.discarded && phase == .ssd ? PageEntry.Phase.zero : phase
             entry.phase = phase
+            entry.wasResident = false
             entry.waiting = false
             entry.touched = false
             entry.discarded = false

@@ -9,6 +9,8 @@ final class Scanner {
     private let regions: UnsafeMutableBufferPointer<cvhost_page_region>
     /// Runs that one call can report; more make it return early and go on.
     private static let regionsMax = 2048
+    /// Most pages whose reports are between the kernel and the page table at a time: what must count as written when this process dies just then.
+    private static let spanPagesMax: UInt64 = 16384
 
     init(core: DeviceCore) {
         self.core = core
@@ -81,6 +83,19 @@ final class Scanner {
 
     private func scan(_ range: PageRange) -> Bool {
         var complete = true
+        var start = range.start
+        while start < range.end {
+            let end = min(range.end, start + Self.spanPagesMax)
+            if !scanSpan(PageRange(start, end)) { complete = false }
+            start = end
+        }
+        return complete
+    }
+
+    private func scanSpan(_ range: PageRange) -> Bool {
+        var complete = true
+        core.journal.beginScan(range)
+        defer { core.journal.endScan() }
         core.mapper.forEachPiece(of: range) { address, piece in
             do throws(Errno) {
                 try walk(address, piece, .writtenAndProtect) { run in

@@ -28,6 +28,15 @@ package struct SwapFile: ~Copyable, Sendable {
         self.path = path
     }
 
+    /// Returns when no write is under way any more. For the heir of a process that has died with writes in flight (and has been waited for): one that lands later
+    /// would put an old page over a new one. The kernel waits for direct I/O before it changes a file's blocks or size.
+    package borrowing func waitForWrites(pageCount: UInt64) throws(Errno) {
+        let bytes = pageCount << pageShift
+        try descriptor.setSize(bytes + UInt64(pageBytes))
+        try descriptor.punchHole(at: bytes, length: UInt64(pageBytes))
+        try descriptor.setSize(bytes)
+    }
+
     /// Frees the blocks of a run of slots.
     package borrowing func free(_ slots: PageRange) throws(Errno) {
         try descriptor.punchHole(at: slots.offset, length: slots.bytes)

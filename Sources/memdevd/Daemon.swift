@@ -1,5 +1,6 @@
 import ControlAPI
 import Glibc
+import Keeper
 import Kernel
 import Logging
 import MemDeviceServer
@@ -11,25 +12,24 @@ import Settings
 final class Daemon: Sendable {
     private let settings: DaemonSettings
     private let logger: Logger
+    private let keeper: Inheritance
 
-    init(settings: DaemonSettings, logger: Logger) {
+    init(settings: DaemonSettings, logger: Logger, keeper: Inheritance) {
         self.settings = settings
         self.logger = logger
+        self.keeper = keeper
     }
 
     func run() throws {
         // Before any thread exists: they inherit the mask.
         let signals: SignalQueue
         do { signals = try SignalQueue() } catch { throw StartFailure("cannot receive signals: \(error)") }
-        let directory = try RunDirectory(
-            run: settings.runDirectory, state: settings.stateDirectory, vmmPath: settings.vmmSocketPath, controlPath: settings.controlSocketPath,
-            socketMode: settings.socketMode)
-        removeLeftovers()
         let registry = makeRegistry()
         let logger = logger
-        let server = VMMServer(socket: try directory.duplicateVMM(), registry: registry) { event in Self.log(event, logger) }
+        let server = VMMServer(socket: try keeper.socket(KeeperProcess.vmmSocket), registry: registry) { event in Self.log(event, logger) }
+        adopt(server)
         let control = ControlServer(
-            socket: try directory.duplicateControl(), commands: ControlCommands(registry: registry, settings: settings), logger: logger)
+            socket: try keeper.socket(KeeperProcess.controlSocket), commands: ControlCommands(registry: registry, settings: settings), logger: logger)
         do {
             let serving = try Thread(name: "mdd-accept") { server.run() }
             let controlling = try Thread(name: "mdd-control") { control.run() }
@@ -48,17 +48,47 @@ final class Daemon: Sendable {
         logger.info("ended")
     }
 
+    /// Takes over the VMs of the server before this one.
+    private func adopt(_ server: VMMServer) {
+        for (vm, kept) in keeper.vms.sorted(by: { $0.key < $1.key }) {
+            let metadata: Logger.Metadata = ["vm": "\(vm)"]
+            let began = Clock.nanoseconds()
+            guard kept.names.contains("record") else {
+                // It had not started yet: its VMM sees the connection end.
+                logger.notice("had not started when the last server died: let go", metadata: metadata)
+                keeper.client.release("vm/\(vm)/")
+                _ = unlink(settings.stateDirectory + "/" + vm + ".swap")
+                continue
+            }
+            if let reason = server.adopt(vm: vm, kept: kept) {
+                logger.error("cannot be adopted: \(reason); its memory is kept, its VMM waits for a memdevd that can", metadata: metadata)
+            } else {
+                logger.notice("adopted in \((Clock.nanoseconds() - began) / 1000) µs", metadata: metadata)
+            }
+        }
+    }
+
     // MARK: Signals
+
+    private static let aliveMilliseconds: Int32 = 1000
 
     private func waitForEnd(_ signals: borrowing SignalQueue, _ registry: DeviceRegistry, _ notify: borrowing Notify) {
         var refused = false
         var latency = CPULatency()
         var untracked = UntrackedMemory()
         let tick: Int32? = settings.keepCPUsAwake ? 1000 : nil
-        let pause = [tick, notify.watchdogMilliseconds, UntrackedMemory.periodMilliseconds].compactMap { $0 }.min()!
+        let pause = [tick, notify.watchdogMilliseconds, UntrackedMemory.periodMilliseconds, Self.aliveMilliseconds].compactMap { $0 }.min()!
+        var isAlone = false
         while true {
             let signal = signals.wait(milliseconds: pause)
             notify.alive()
+            keeper.client.alive()
+            if !keeper.client.isConnected, !isAlone {
+                isAlone = true
+                logger.critical(
+                    "the keeper is gone: VMs that run are served on, new ones are refused; should this process die too, their guests wait for ever. Restart memdevd when they have moved or ended"
+                )
+            }
             let samples = untracked.look(nowMilliseconds: Clock.nanoseconds() / 1_000_000) {
                 registry.all.map { UntrackedMemory.Sample(vm: $0.device.name, bytes: $0.device.untrackedBytes) }
             }
@@ -71,6 +101,10 @@ final class Daemon: Sendable {
                 logger.warning("keep-cpus-awake: cannot ask for it in /dev/cpu_dma_latency: \(error)")
             }
             switch signal {
+            case SIGUSR1:
+                // All that matters is held and in order at any moment: the next server goes on from there.
+                logger.notice("SIGUSR1: making room for a new server")
+                _exit(Keeper.restartStatus)
             case SIGTERM, SIGINT:
                 if refused {
                     logger.warning("ending although guests are paged out: they wait until they are killed")
@@ -109,6 +143,7 @@ final class Daemon: Sendable {
             logger.notice("making \(Size(bytes: away)) resident to hand the memory back", metadata: ["vm": "\(name)"])
             if !entry.device.releaseMapper(keepGoing: {
                 notify.alive()
+                keeper.client.alive()
                 return true
             }) {
                 stuck.append(name)
@@ -129,6 +164,7 @@ final class Daemon: Sendable {
         return DeviceRegistry(
             limits: limits, settings: { vm, bytes in Self.deviceSettings(settings, vm: vm, bytes: bytes) },
             configured: { vm in DeviceRegistry.Configured(bytes: settings.vms[vm]?.size, keep: settings.vms[vm]?.keep ?? false) },
+            vault: keeper.client,
             onEvent: { vm, event in Self.log(event, vm: vm, logger) })
     }
 
@@ -143,14 +179,6 @@ final class Daemon: Sendable {
         case .microseconds(let time): device.faultSpinMicroseconds = Int64(time)
         }
         return device
-    }
-
-    /// Swap files of a daemon that did not end cleanly: nobody can read them any more.
-    private func removeLeftovers() {
-        for name in DirectoryListing.names(settings.stateDirectory) where name.hasSuffix(".swap") {
-            logger.notice("removing \(settings.stateDirectory)/\(name), left by a memdevd that did not end cleanly")
-            _ = unlink(settings.stateDirectory + "/" + name)
-        }
     }
 
     // MARK: Log
@@ -173,9 +201,4 @@ final class Daemon: Sendable {
         case .poisoned, .checksumWrong, .slotRetired, .diskFull, .kernelRefused: logger.error("\(event)", metadata: metadata)
         }
     }
-}
-
-extension RunDirectory {
-    func duplicateVMM() throws -> MessageSocket { MessageSocket(try vmm.descriptor.duplicate()) }
-    func duplicateControl() throws -> MessageSocket { MessageSocket(try control.descriptor.duplicate()) }
 }

@@ -1,6 +1,7 @@
 import ArgumentParser
 import ControlAPI
 import Glibc
+import Keeper
 import Kernel
 import Logging
 
@@ -26,10 +27,15 @@ struct Memdevd: ParsableCommand {
         var logger = Logger(label: "memdevd")
         logger.logLevel = Logger.Level(rawValue: settings.logLevel.rawValue) ?? .info
         do {
+            if let inherited = ProcessEnvironment[KeeperClient.descriptorVariable].flatMap({ Int32($0) }) {
+                try Daemon(settings: settings, logger: logger, keeper: try Inheritance(inherited)).run()
+                return
+            }
             let problems = HostChecks.problems()
             for problem in problems { logger.error("\(problem)") }
             if !problems.isEmpty { throw ExitCode(1) }
-            try Daemon(settings: settings, logger: logger).run()
+            let status = try KeeperProcess.run(settings: settings, logger: logger)
+            if status != 0 { throw ExitCode(status) }
         } catch let failure as StartFailure {
             logger.error("\(failure)")
             throw ExitCode(1)

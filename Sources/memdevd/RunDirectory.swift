@@ -5,8 +5,8 @@ import Kernel
 final class RunDirectory {
     let vmm: MessageSocket
     let control: MessageSocket
-    private let lock: Descriptor
-    private let stateLock: Descriptor
+    let lock: Descriptor
+    let stateLock: Descriptor
     private let paths: [String]
 
     /// Makes what is missing, takes the lock that keeps a second daemon out, and binds the sockets.

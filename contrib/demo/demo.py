@@ -17,6 +17,7 @@ VM = "demo"
 GUEST_SHARE = 0.78  # of the guest's RAM for the checker; the rest is the guest's kernel, its page tables and its initramfs
 STALL_SECONDS = 120  # without any progress of the guest
 PAGING_SHARE = 1 / 8  # of the guest's RAM must have gone out, and come back, or the demo has shown nothing
+STALL_TARGET_SECONDS = 0.2  # p99 of the time from the death of a server to the first fault that the next one has answered
 QUIET_LINE_SECONDS = 5  # between lines when nobody watches a terminal
 
 tty = sys.stdout.isatty()
@@ -37,6 +38,7 @@ def parse_options():
     parser.add_argument("--accelerator", default="tcg", choices=("tcg", "kvm"), help="TCG runs everywhere (default)")
     parser.add_argument("--guest", default=os.path.join(guestvm.REPOSITORY, ".build-guest"), help="cache directory of the guest")
     parser.add_argument("--no-memdevd", action="store_true", help="plain QEMU memory: tries out the guest by itself")
+    parser.add_argument("--kill-server", type=float, metavar="SECONDS", help="kill -9 the server every so often while the guest pages")
     parser.add_argument("--keep", action="store_true", help="keep logs and directories")
     options = parser.parse_args()
     options.budget = options.budget or options.memory // 2
@@ -94,14 +96,15 @@ class LiveLine:
             print("\r\033[K", end="", flush=True)
 
 
-def watch(machine, mark):
+def watch(machine, mark, killer=None):
     """Shows the live line until the guest has done its work; returns the checker's last words."""
     live, seen, seen_at = LiveLine(), None, time.monotonic()
     try:
         while machine.console.find(r"^MEMCHECK DONE ", mark) is None:
             machine.check()
             progress = dict(machine.console.progress("memory"))
-            live.update(machine.status(), progress)
+            status = machine.status()
+            live.update(killer.total(status) if killer else status, progress)
             work = (progress.get("pages_verified"), progress.get("pages_written"))
             if work != seen:
                 seen, seen_at = work, time.monotonic()
@@ -122,9 +125,18 @@ def run_guest(options, owner, workspace):
         up["boot_seconds"] = time.monotonic() - started
         size = int(options.memory * GUEST_SHARE) // MIB
         print(f"guest is up after {up['boot_seconds']:.1f} s (Linux {up['kernel']}); it now checks {size} MiB of its memory", flush=True)
-        done = watch(machine, machine.start_memory_check("memory", size, options.passes, options.cpus))
+        mark = machine.start_memory_check("memory", size, options.passes, options.cpus)
+        killer = None
+        if options.kill_server:
+            killer = guestvm.ServerKiller(owner, VM, options.kill_server)
+            killer.start()
+        done = watch(machine, mark, killer)
+        if killer:
+            killer.finish()
         done["seconds_total"] = time.monotonic() - started
         status = machine.status()
+        if killer:
+            status, done["killer"] = killer.total(status), killer
         machine.power_off()
         return up, done, status
     except Failure:
@@ -142,6 +154,10 @@ def verdicts(options, done, status):
     yield "checked", f"{verified:,} pages verified, {done['pages_written']:,} written, {done['errors']} wrong", verified > 0 and done["errors"] == 0
     if "paging" not in status:
         return
+    killer = done.get("killer")
+    if killer:
+        figure = f"{len(killer.stalls)} times; until the next one had answered a fault: p50 {killer.quantile(0.5) * 1000:.0f} ms, p99 {killer.quantile(0.99) * 1000:.0f} ms"
+        yield "killed", figure, len(killer.stalls) >= 3 and killer.quantile(0.99) <= STALL_TARGET_SECONDS
     paging, faults = status["paging"], status["faults"]
     least = options.memory * PAGING_SHARE
     came_in = paging["inDemand"] + paging["inAhead"]

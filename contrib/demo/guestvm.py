@@ -5,6 +5,7 @@ has died or the guest has complained.
 """
 
 import collections
+import contextlib
 import json
 import mmap
 import os
@@ -132,6 +133,7 @@ class Daemon:
         os.makedirs(self.run)
         os.makedirs(self.state)
         self.control = os.path.join(self.run, "control.sock")
+        self.patient = False  # its server is killed now and then
         command = [binaries.memdevd, "--run-directory", self.run, "--state-directory", self.state, "--default-budget", str(budget), *arguments]
         self.process = start_process(command, self.log, signal_at_our_death="TERM")
         try:
@@ -149,6 +151,14 @@ class Daemon:
     def call(self, *arguments, fail=True):
         """Runs memdevctl and returns what it printed; None when it failed and `fail` is false."""
         command = [self.binaries.memdevctl, "--socket", self.control, *arguments]
+        if self.patient and fail:
+            # A question that the server took with it is asked again.
+            deadline = time.monotonic() + 30
+            while time.monotonic() < deadline:
+                answer = self.call(*arguments, fail=False)
+                if answer is not None:
+                    return answer
+                time.sleep(0.02)
         try:
             result = subprocess.run(command, capture_output=True, text=True, timeout=120)
         except subprocess.TimeoutExpired:
@@ -158,6 +168,23 @@ class Daemon:
         if not fail:
             return None
         raise Failure(f"memdevctl {' '.join(arguments)}: status {result.returncode}, {result.stderr.strip()}")
+
+    def server(self):
+        """The process that serves; None between two."""
+        with open(f"/proc/{self.process.pid}/task/{self.process.pid}/children", encoding="ascii") as file:
+            children = file.read().split()
+        return int(children[0]) if children else None
+
+    def ask(self, vm, seconds):
+        """The status of a VM from the control socket itself, or None."""
+        with contextlib.suppress(OSError, ValueError), socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(seconds)
+            connection.connect(self.control)
+            connection.sendall(json.dumps({"command": "stat", "vm": vm}).encode() + b"\n")
+            answer = connection.makefile().readline()
+            reply = json.loads(answer)
+            return reply["devices"][0] if reply.get("ok") else None
+        return None
 
     def devices(self):
         value = json.loads(self.call("ls", "--json") or "[]")
@@ -191,6 +218,69 @@ class Daemon:
 
     def close(self):
         return end_process(self.process, 20)
+
+
+class ServerKiller(threading.Thread):
+    """Kills the server again and again while its VM pages, and sees how long it takes until the next one has answered a fault."""
+
+    def __init__(self, daemon, vm, interval):
+        super().__init__(daemon=True)
+        self.daemon_process, self.vm, self.interval = daemon, vm, interval
+        self.stalls = []
+        self.before = {}  # counters of the servers that are gone, added up
+        self.failure = None
+        self._end = threading.Event()
+        daemon.patient = True
+
+    def run(self):
+        try:
+            while not self._end.wait(self.interval):
+                self.kill()
+        except Exception as failure:  # noqa: BLE001: told by `finish`
+            self.failure = failure
+
+    def kill(self):
+        status, victim = self.daemon_process.ask(self.vm, 10), self.daemon_process.server()
+        if status is None or victim is None:
+            return
+        os.kill(victim, signal.SIGKILL)
+        began = time.monotonic()
+        self.before = add_counters(self.before, {key: status[key] for key in ("paging", "faults")})
+        while True:
+            now = self.daemon_process.ask(self.vm, 10)
+            if now and now["faults"]["total"] > 0:
+                break
+            if time.monotonic() - began > 60:
+                raise Failure(f"no fault was answered for 60 s after the server was killed the {len(self.stalls) + 1}th time")
+            time.sleep(0.001)
+        self.stalls.append(time.monotonic() - began)
+
+    def finish(self):
+        """Ends the killing."""
+        self._end.set()
+        self.join()
+        if self.failure:
+            raise Failure(f"killing the server: {self.failure}")
+
+    def total(self, status):
+        """The status with the counters of all servers."""
+        return {**status, **add_counters(self.before, {key: status[key] for key in ("paging", "faults")})}
+
+    def quantile(self, share):
+        ordered = sorted(self.stalls)
+        return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+
+def add_counters(some, more):
+    """Sums of what counts; the larger of what is a peak or a time."""
+    result = {}
+    for group, values in more.items():
+        old = some.get(group, {})
+        result[group] = {
+            key: max(old.get(key, 0), value) if key in ("p50", "p99", "residentPeak") else old.get(key, 0) + value if isinstance(value, (int, float)) else value
+            for key, value in values.items()
+        }
+    return result
 
 
 class NoDaemon:

@@ -13,6 +13,8 @@ int cvhost_add_seals(int fd, int seals);
 int cvhost_get_seals(int fd);
 
 int cvhost_set_pipe_size(int fd, int bytes);
+int cvhost_pipe_size(int fd);
+int cvhost_readable_bytes(int fd);
 
 // fallocate(PUNCH_HOLE | KEEP_SIZE).
 int cvhost_punch_hole(int fd, int64_t offset, int64_t length);

@@ -14,6 +14,7 @@ int cvhost_bind(int fd, const char *path);
 
 int cvhost_connect(int fd, const char *path);
 
+int64_t cvhost_peek(int fd, void *buffer, uint64_t count);
 int cvhost_listen(int fd, int backlog);
 
 int cvhost_accept(int fd);

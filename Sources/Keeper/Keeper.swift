@@ -1,0 +1,216 @@
+internal import CVhost
+import Glibc
+package import Kernel
+
+/// What the keeper tells its log.
+package enum KeeperEvent: Sendable, CustomStringConvertible {
+    case started(pid: Int32, generation: Int)
+    case ended(pid: Int32, how: String, restartMilliseconds: Int64)
+    case silent(pid: Int32)
+    case cannotStart(Errno)
+    case misbehaved(pid: Int32)
+
+    package var description: String {
+        switch self {
+        case .started(let pid, let generation): generation == 0 ? "server is process \(pid)" : "server number \(generation + 1) is process \(pid)"
+        case .ended(let pid, let how, let pause): "server \(pid) \(how); what it served is held, the next one starts \(pause == 0 ? "now" : "in \(pause) ms")"
+        case .silent(let pid): "server \(pid) has been silent too long: killing it"
+        case .cannotStart(let error): "cannot start a server: \(error)"
+        case .misbehaved(let pid): "server \(pid) sends what is no record: killing it"
+        }
+    }
+}
+
+/// The privileged parent: starts the server, starts another when it dies, and holds a copy of every descriptor that must survive it. It listens to nobody but
+/// the server, and what it hears are fixed-size records with keys that mean nothing to it.
+///
+/// A server that has died is waited for before the next one starts: all its threads are gone then, and all it had asked the kernel for is under way or never will be.
+/// Concurrency: one thread.
+package struct Keeper: ~Copyable {
+    package struct Options: Sendable {
+        /// Program and arguments (the first is the program's name) of the server.
+        package var executable: String
+        package var arguments: [String]
+        /// A server that says nothing for so long is killed; nil: never.
+        package var silenceMilliseconds: Int64? = 10_000
+        /// Most descriptors held.
+        package var heldMax = 16_384
+        /// Exit statuses after which no other server is started: it ended as it should, or another would end alike.
+        package var finalStatuses: Set<Int32> = [0, 64, 78]
+        package init(executable: String, arguments: [String]) {
+            self.executable = executable
+            self.arguments = arguments
+        }
+    }
+
+    /// A server that asks to be replaced (by a newer program, say) ends with this status.
+    package static let restartStatus: Int32 = 75
+
+    private let options: Options
+    private let signals: Descriptor
+    private var held: [[UInt8]: Int32] = [:]
+    /// Keys in the order of their arrival, for the same order in the next server.
+    private var order: [[UInt8]] = []
+    private var deathsInARow = 0
+    private var ending = false
+
+    private static let timeoutMilliseconds: Int32 = 5_000
+    private static let quickDeathNanoseconds: Int64 = 500_000_000
+    /// Quick deaths in a row that cost no pause: guests wait meanwhile.
+    private static let freeDeaths = 3
+    private static let pauseMillisecondsMax: Int64 = 5_000
+
+    /// Blocks the signals it takes in this thread. Before any other thread exists.
+    package init(options: Options) throws(Errno) {
+        self.options = options
+        signals = Descriptor(owning: try check(cvhost_signal_fd()))
+        _ = cvhost_raise_descriptor_limit()
+    }
+
+    deinit { for number in held.values { _ = close(number) } }
+
+    /// Holds a descriptor from the beginning.
+    package mutating func hold(_ descriptor: borrowing Descriptor, key: String) throws(Errno) {
+        put(Array(key.utf8), try descriptor.duplicate())
+    }
+
+    private mutating func put(_ key: [UInt8], _ descriptor: consuming Descriptor) {
+        if let old = held.updateValue(descriptor.release(), forKey: key) { _ = close(old) } else { order.append(key) }
+    }
+
+    private mutating func release(_ prefix: [UInt8]) {
+        for key in order where key.starts(with: prefix) { _ = close(held.removeValue(forKey: key)!) }
+        order.removeAll { $0.starts(with: prefix) }
+    }
+
+    // MARK: Servers
+
+    private struct Server: ~Copyable {
+        var pid: Int32
+        var process: Descriptor
+        var socket: MessageSocket
+        var began: Int64
+        var heard: Int64
+    }
+
+    /// Runs servers, one after the other, until one ends for good. Returns the exit status for this process.
+    package mutating func run(onEvent: (KeeperEvent) -> Void) -> Int32 {
+        var generation = 0
+        while true {
+            let server: Server
+            do throws(Errno) {
+                server = try start(generation)
+            } catch {
+                onEvent(.cannotStart(error))
+                if generation == 0 { return 1 }
+                if pause(Self.pauseMillisecondsMax) { return 0 }
+                continue
+            }
+            onEvent(.started(pid: server.pid, generation: generation))
+            let began = server.began
+            let pid = server.pid
+            let status = serve(server, onEvent)
+            let exit = status & 0x7F == 0 ? status >> 8 & 0xFF : -1
+            // One that could not even start once would not the next time.
+            if options.finalStatuses.contains(exit) || (generation == 0 && exit == 1) { return exit }
+            deathsInARow = Clock.nanoseconds() - began < Self.quickDeathNanoseconds ? deathsInARow + 1 : 0
+            let wait = deathsInARow <= Self.freeDeaths ? 0 : min(Self.pauseMillisecondsMax, 50 << Int64(min(deathsInARow - Self.freeDeaths, 10)))
+            if exit != Self.restartStatus {
+                onEvent(.ended(pid: pid, how: exit >= 0 ? "ended with status \(exit)" : "was killed by signal \(status & 0x7F)", restartMilliseconds: wait))
+            }
+            if ending && exit != Self.restartStatus { return exit >= 0 ? exit : 1 }
+            if wait > 0, pause(wait) { return 0 }
+            generation += 1
+        }
+    }
+
+    private func start(_ generation: Int) throws(Errno) -> Server {
+        let pair = try MessageSocket.pair()
+        let socket = MessageSocket(try pair.first.duplicate())
+        try socket.setTimeouts(receiveMilliseconds: Self.timeoutMilliseconds, sendMilliseconds: Self.timeoutMilliseconds)
+        let environment = ["\(KeeperClient.descriptorVariable)=3", "\(KeeperClient.generationVariable)=\(generation)"]
+        let childEnd = pair.second.number
+        let pid = try check(
+            unsafe CStrings.with(options.arguments) { arguments in
+                unsafe CStrings.with(environment) { unsafe cvhost_spawn(options.executable, arguments, $0, childEnd) }
+            })
+        let now = Clock.nanoseconds()
+        return Server(pid: pid, process: Descriptor(owning: try check(cvhost_pidfd_open(pid))), socket: socket, began: now, heard: now)
+    }
+
+    /// Serves one server until it is dead and reaped; returns its wait status.
+    private mutating func serve(_ server: consuming Server, _ onEvent: (KeeperEvent) -> Void) -> Int32 {
+        var listening = true
+        while true {
+            let ready = cvhost_poll3(server.process.number, signals.number, listening ? server.socket.descriptor.number : -1, 500)
+            if ready > 0, ready & 4 != 0 {
+                do throws(Errno) {
+                    listening = try answer(server.socket)
+                    server.heard = Clock.nanoseconds()
+                } catch {
+                    onEvent(.misbehaved(pid: server.pid))
+                    listening = false
+                    _ = kill(server.pid, SIGKILL)
+                }
+            }
+            if ready > 0, ready & 2 != 0 {
+                let signal = cvhost_signal_take(signals.number)
+                if signal == SIGTERM || signal == SIGINT { ending = true }
+                if signal > 0 { _ = kill(server.pid, signal) }
+            }
+            if ready > 0, ready & 1 != 0 {
+                var status: Int32 = 0
+                if unsafe cvhost_reap(server.pid, &status) == server.pid { return status }
+            }
+            if let most = options.silenceMilliseconds, Clock.nanoseconds() - server.heard > most * 1_000_000 {
+                onEvent(.silent(pid: server.pid))
+                server.heard = Clock.nanoseconds()
+                _ = kill(server.pid, SIGKILL)
+            }
+        }
+    }
+
+    /// Waits between two servers. True when it shall end meanwhile.
+    private func pause(_ milliseconds: Int64) -> Bool {
+        let end = Clock.nanoseconds() + milliseconds * 1_000_000
+        while true {
+            let left = (end - Clock.nanoseconds()) / 1_000_000
+            if left <= 0 { return false }
+            if cvhost_poll3(signals.number, -1, -1, Int32(left)) > 0 {
+                let signal = cvhost_signal_take(signals.number)
+                if signal == SIGTERM || signal == SIGINT { return true }
+            }
+        }
+    }
+
+    // MARK: Requests
+
+    /// Answers one record. False at the end of the connection.
+    private mutating func answer(_ socket: borrowing MessageSocket) throws(Errno) -> Bool {
+        var descriptors = DescriptorList()
+        var bytes: [UInt8] = []
+        guard try socket.receive(KeeperRecord.bytes, into: &bytes, descriptors: &descriptors) else { return false }
+        guard let record = KeeperRecord(decoding: bytes) else { throw .invalid }
+        var status: Int32 = 0
+        switch record.operation {
+        case .hold:
+            if descriptors.count == 1, held[record.key] != nil || held.count < options.heldMax {
+                put(record.key, descriptors.takeFirst()!)
+            } else {
+                status = descriptors.count == 1 ? ENOSPC : EINVAL
+            }
+        case .release:
+            release(record.key)
+        case .takeAll:
+            for key in order { try socket.send(KeeperRecord(.held, key: key).encoded, descriptors: [held[key]!]) }
+            try socket.send(KeeperRecord(.end).encoded)
+            return true
+        case .alive:
+            return true
+        case .done, .held, .end:
+            throw .invalid
+        }
+        try socket.send(KeeperRecord(.done, status: status).encoded)
+        return true
+    }
+}

@@ -1,0 +1,16 @@
+/// Somebody outside this process who holds copies of descriptors, so that what they stand for survives this process.
+/// Concurrency: any thread; each call waits for the answer.
+package protocol DescriptorVault: Sendable {
+    /// Holds a copy of `number` under `key`; one that is held under it already is replaced at once.
+    func hold(_ number: Int32, key: String) throws(Errno)
+
+    /// Lets go of every descriptor whose key starts with `prefix`.
+    func release(_ prefix: String)
+}
+
+/// Holds nothing: when this process dies, so does everything it served.
+package struct NoVault: DescriptorVault {
+    package init() {}
+    package func hold(_ number: Int32, key: String) throws(Errno) {}
+    package func release(_ prefix: String) {}
+}

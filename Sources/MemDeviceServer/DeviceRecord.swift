@@ -1,0 +1,152 @@
+package import Kernel
+package import RemoteRAM
+
+/// What is known of a device beyond its descriptors, as a vault holds it for the next server: a memfd with the bytes below, replaced as a whole.
+///
+///      "MDDR"  u32 version  u64 pages  u64 budget (pages)  u32 keep  u32 owner's uid  u32 attached
+///      u32 pid  u32 uid  u32 gid  u32 no DMA  u32 entries of the discard ring (0 = none)
+///      u32 placements  u32 regions  {u64 address, u64 first page, u64 pages} …  {u64 guest-physical address, u64 offset, u64 bytes} …
+///
+/// All little-endian. Version 1. A newer version is not guessed at: such a device stays in the vault, its VMM waits.
+package struct DeviceRecord: Equatable, Sendable {
+    package static let version: UInt32 = 1
+    private static let magic: UInt32 = 0x5244_444D
+    private static let bytesMax: Int64 = 1 << 20
+    private static let piecesMax: UInt32 = 4096
+
+    package var pageCount: UInt64 = 0
+    package var budgetPages: UInt64 = 0
+    package var keep = false
+    package var ownerUID: UInt32 = 0
+    /// nil: kept without a VMM.
+    package var attached: Attached?
+    package var regions: [Request.Region] = []
+
+    package struct Attached: Equatable, Sendable {
+        package var peer: MessageSocket.Peer
+        package var noDMA: Bool
+        package var ringEntries: UInt32
+        package var placements: [Mapper.Placement]
+    }
+
+    package enum Failure: Error, Equatable, CustomStringConvertible {
+        case unknownVersion(UInt32)
+        case damaged(String)
+        case unreadable(Errno)
+
+        package var description: String {
+            switch self {
+            case .unknownVersion(let version): "its record has version \(version), this memdevd knows \(DeviceRecord.version)"
+            case .damaged(let what): "its record is damaged: \(what)"
+            case .unreadable(let error): "its record cannot be read: \(error)"
+            }
+        }
+    }
+
+    package init() {}
+
+    package var encoded: [UInt8] {
+        var writer = WireWriter()
+        writer.u32(Self.magic)
+        writer.u32(Self.version)
+        writer.u64(pageCount)
+        writer.u64(budgetPages)
+        writer.u32(keep ? 1 : 0)
+        writer.u32(ownerUID)
+        writer.u32(attached == nil ? 0 : 1)
+        writer.u32(UInt32(bitPattern: attached?.peer.pid ?? 0))
+        writer.u32(attached?.peer.uid ?? 0)
+        writer.u32(attached?.peer.gid ?? 0)
+        writer.u32(attached?.noDMA == true ? 1 : 0)
+        writer.u32(attached?.ringEntries ?? 0)
+        writer.u32(UInt32(attached?.placements.count ?? 0))
+        writer.u32(UInt32(regions.count))
+        for placement in attached?.placements ?? [] {
+            writer.u64(placement.address)
+            writer.u64(placement.pages.start)
+            writer.u64(placement.pages.count)
+        }
+        for region in regions {
+            writer.u64(region.guestAddress)
+            writer.u64(region.extent.offset)
+            writer.u64(region.extent.bytes)
+        }
+        return writer.bytes
+    }
+
+    package init(decoding bytes: [UInt8]) throws(Failure) {
+        var reader = WireReader(bytes)
+        do throws(Refusal) {
+            guard try reader.u32() == Self.magic else { throw .form("it does not begin with MDDR") }
+            let version = try reader.u32()
+            guard version == Self.version else { throw Refusal(errno: .notSupported, text: "\(version)", closes: false) }
+            pageCount = try reader.u64()
+            budgetPages = try reader.u64()
+            keep = try reader.u32() != 0
+            ownerUID = try reader.u32()
+            let isAttached = try reader.u32() != 0
+            let pid = Int32(bitPattern: try reader.u32())
+            let peer = MessageSocket.Peer(pid: pid, uid: try reader.u32(), gid: try reader.u32())
+            let noDMA = try reader.u32() != 0
+            let ringEntries = try reader.u32()
+            let placementCount = try reader.u32()
+            let regionCount = try reader.u32()
+            guard placementCount <= Self.piecesMax, regionCount <= Self.piecesMax else { throw .form("it announces too many pieces") }
+            var placements: [Mapper.Placement] = []
+            for _ in 0..<placementCount {
+                let address = try reader.u64()
+                let first = try reader.u64()
+                let (end, overflow) = first.addingReportingOverflow(try reader.u64())
+                guard !overflow, first < end, end <= pageCount else { throw .form("a mapping lies outside of the device") }
+                placements.append(Mapper.Placement(address: address, pages: PageRange(first, end)))
+            }
+            for _ in 0..<regionCount {
+                let guestAddress = try reader.u64()
+                regions.append(Request.Region(guestAddress: guestAddress, extent: Request.Extent(offset: try reader.u64(), bytes: try reader.u64())))
+            }
+            try reader.end()
+            if isAttached { attached = Attached(peer: peer, noDMA: noDMA, ringEntries: ringEntries, placements: placements) }
+        } catch {
+            if error.errno == .notSupported, let version = UInt32(error.text) { throw .unknownVersion(version) }
+            throw .damaged(error.text)
+        }
+    }
+
+    /// Puts the record into a vault in place of an older one.
+    package func hold(_ vault: any DescriptorVault, vm: String) throws(Errno) {
+        let bytes = encoded
+        let memory = try Memfd.create(name: "memdevd-record", size: UInt64(bytes.count))
+        try unsafe bytes.withUnsafeBytesTyped { buffer throws(Errno) in try unsafe memory.write(buffer, at: 0) }
+        try vault.hold(memory.number, key: Self.key(vm, "record"))
+    }
+
+    package init(reading memory: borrowing Descriptor) throws(Failure) {
+        var bytes: [UInt8]
+        do throws(Errno) {
+            let size = try memory.status().bytes
+            guard size > 0, size <= Self.bytesMax else { throw .invalid }
+            bytes = [UInt8](repeating: 0, count: Int(size))
+            var result: Result<Int, Errno> = .success(0)
+            unsafe bytes.withUnsafeMutableBytes { buffer in
+                do throws(Errno) { result = .success(try unsafe memory.read(into: buffer, at: 0)) } catch { result = .failure(error) }
+            }
+            _ = try result.get()
+        } catch {
+            throw .unreadable(error)
+        }
+        try self.init(decoding: bytes)
+    }
+
+    package static func key(_ vm: String, _ what: String) -> String { "vm/\(vm)/\(what)" }
+}
+
+extension Array where Element == UInt8 {
+    /// `withUnsafeBytes` that keeps the type of the error.
+    fileprivate func withUnsafeBytesTyped<R>(_ body: (UnsafeRawBufferPointer) throws(Errno) -> R) throws(Errno) -> R {
+        var result: Result<R, Errno>?
+        unsafe withUnsafeBytes { buffer in
+            do throws(Errno) { result = .success(try unsafe body(buffer)) } catch { result = .failure(error) }
+        }
+        return try result!.get()
+    }
+}

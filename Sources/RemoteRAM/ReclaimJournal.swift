@@ -1,0 +1,155 @@
+package import Kernel
+import Synchronization
+
+/// What the reclaim thread is doing that the page table does not say, in memory that survives the process together with the detacher's pipes (rules R1, R5, R8).
+/// Written before the step that it makes safe. For each pipe:
+///
+///      count     pages in the pipe's order; 0 = nothing is punched out, whatever the pipe holds. Set after pinning, before punching
+///      judged    1 = `written` counts; 0 = the kernel's write-protect markers can still be asked
+///      written   one bit for each page
+///      buffer    the page that was read out of the pipe last: what the pipe has given away and what is not installed yet is here
+///
+/// How many pages have been read out is not noted: the pipe knows. A page is read only when the one before has been installed.
+/// And one range of pages: those whose reports of writes the scanner is about to consume, or has consumed and not yet put into the table.
+/// Concurrency: belongs to the reclaim thread while it runs.
+package final class ReclaimJournal: @unchecked Sendable {
+    package static let pipes = 8
+    package static let pagesMax = 128
+    private static let pipeBytes = 2 * pageBytes
+    private static let scanOffset = pipes * pipeBytes
+    private static let bytes = UInt64(scanOffset + pageBytes)
+    private static let pagesOffset = 64
+    private static let writtenOffset = pagesOffset + 8 * pagesMax
+
+    /// Keep it elsewhere too, with the pipes, to survive this process.
+    package let memory: Descriptor
+    package let pipe: [PipeBox]
+    private let mapping: Mapping
+
+    /// A `~Copyable` pipe that can stand in an array.
+    package final class PipeBox: Sendable {
+        package let index: Int
+        package let pipe: Pipe
+
+        package init(_ index: Int, _ pipe: consuming Pipe) {
+            self.index = index
+            self.pipe = pipe
+        }
+    }
+
+    package init() throws(Errno) {
+        memory = try Memfd.create(name: "memdevd-journal", size: Self.bytes)
+        mapping = try Mapping(sharing: memory, bytes: Self.bytes)
+        var boxes: [PipeBox] = []
+        for index in 0..<Self.pipes { boxes.append(PipeBox(index, try Pipe(pages: Self.pagesMax))) }
+        pipe = boxes
+    }
+
+    /// What a dead process has left. `EINVAL`: the memory has another size.
+    package init(adopting memory: consuming Descriptor, pipes: [PipeBox]) throws(Errno) {
+        guard try memory.status().bytes == Int64(Self.bytes), pipes.count == Self.pipes else { throw .invalid }
+        mapping = try Mapping(sharing: memory, bytes: Self.bytes)
+        self.memory = memory
+        pipe = pipes
+    }
+
+    /// Puts the journal and its pipes into a vault.
+    package func hold(_ vault: any DescriptorVault, prefix: String) throws(Errno) {
+        try vault.hold(memory.number, key: prefix)
+        for box in pipe {
+            try vault.hold(box.pipe.reader.number, key: "\(prefix)/\(box.index)r")
+            try vault.hold(box.pipe.writer.number, key: "\(prefix)/\(box.index)w")
+        }
+    }
+
+    /// Takes the journal and its pipes out of what a vault held. `ENOENT`: something is missing.
+    package convenience init(adopting kept: DescriptorBag, prefix: String) throws(Errno) {
+        var boxes: [PipeBox] = []
+        for index in 0..<Self.pipes {
+            let reader = try kept.required("\(prefix)/\(index)r")
+            boxes.append(PipeBox(index, Pipe(reader: reader, writer: try kept.required("\(prefix)/\(index)w"))))
+        }
+        try self.init(adopting: try kept.required(prefix), pipes: boxes)
+    }
+
+    private func word(_ box: PipeBox, _ offset: Int) -> UnsafeMutablePointer<Atomic<UInt64>> {
+        unsafe (mapping.address + box.index * Self.pipeBytes + offset).assumingMemoryBound(to: Atomic<UInt64>.self)
+    }
+
+    /// Room for one page of a pipe.
+    package func buffer(_ box: PipeBox) -> UnsafeMutableRawPointer { unsafe mapping.address + box.index * Self.pipeBytes + pageBytes }
+
+    /// The pipe holds `pages`, in this order. Before they are punched out.
+    package func begin(_ box: PipeBox, _ pages: [PageIndex]) {
+        for (index, page) in pages.enumerated() {
+            unsafe word(box, Self.pagesOffset + 8 * index).pointee.store(page, ordering: .sequentiallyConsistent)
+        }
+        unsafe word(box, 8).pointee.store(0, ordering: .sequentiallyConsistent)
+        unsafe word(box, 0).pointee.store(UInt64(pages.count), ordering: .sequentiallyConsistent)
+    }
+
+    /// Before anything follows from the judgement.
+    package func noteJudged(_ box: PipeBox, _ written: [Bool]) {
+        for first in stride(from: 0, to: Self.pagesMax, by: 64) {
+            var bits: UInt64 = 0
+            for index in first..<min(first + 64, max(first, written.count)) where written[index] { bits |= 1 << UInt64(index - first) }
+            unsafe word(box, Self.writtenOffset + first / 8).pointee.store(bits, ordering: .sequentiallyConsistent)
+        }
+        unsafe word(box, 8).pointee.store(1, ordering: .sequentiallyConsistent)
+    }
+
+    /// None of its pages is detaching any more. Before the pipe is emptied or used again.
+    package func end(_ box: PipeBox) { unsafe word(box, 0).pointee.store(0, ordering: .sequentiallyConsistent) }
+
+    // MARK: Scans
+
+    private func scanWord(_ index: Int) -> UnsafeMutablePointer<Atomic<UInt64>> {
+        unsafe (mapping.address + Self.scanOffset + 8 * index).assumingMemoryBound(to: Atomic<UInt64>.self)
+    }
+
+    /// Reports about `pages` are consumed from here on…
+    package func beginScan(_ pages: PageRange) {
+        unsafe scanWord(0).pointee.store(pages.start, ordering: .sequentiallyConsistent)
+        unsafe scanWord(1).pointee.store(pages.end, ordering: .sequentiallyConsistent)
+    }
+
+    /// …and all are in the table now.
+    package func endScan() { unsafe scanWord(1).pointee.store(0, ordering: .sequentiallyConsistent) }
+
+    /// Pages whose reports a dead process may have taken with it.
+    package func scanLeft(pageCount: UInt64) -> PageRange? {
+        let end = unsafe scanWord(1).pointee.load(ordering: .sequentiallyConsistent)
+        let range = PageRange(unsafe scanWord(0).pointee.load(ordering: .sequentiallyConsistent), min(end, pageCount))
+        return range.isEmpty ? nil : range
+    }
+
+    // MARK: Recovery
+
+    package struct Left {
+        package var pages: [PageIndex]
+        /// nil: not judged.
+        package var written: [Bool]?
+        /// How many of `pages`, from the front, have been read out.
+        package var taken: Int
+    }
+
+    /// What a dead process was doing with a pipe; nil when no page depends on it. `EINVAL`: the journal contradicts the pipe or the device.
+    package func left(in box: PipeBox, pageCount: UInt64) throws(Errno) -> Left? {
+        let count = unsafe word(box, 0).pointee.load(ordering: .sequentiallyConsistent)
+        if count == 0 { return nil }
+        let readable = try box.pipe.readableBytes() / pageBytes
+        guard count <= UInt64(Self.pagesMax), readable <= Int(count) else { throw .invalid }
+        var left = Left(pages: [], written: nil, taken: Int(count) - readable)
+        for index in 0..<Int(count) {
+            let page = unsafe word(box, Self.pagesOffset + 8 * index).pointee.load(ordering: .sequentiallyConsistent)
+            guard page < pageCount else { throw .invalid }
+            left.pages.append(page)
+        }
+        if unsafe word(box, 8).pointee.load(ordering: .sequentiallyConsistent) != 0 {
+            left.written = (0..<Int(count)).map { index in
+                unsafe word(box, Self.writtenOffset + index / 64 * 8).pointee.load(ordering: .sequentiallyConsistent) >> UInt64(index % 64) & 1 != 0
+            }
+        }
+        return left
+    }
+}

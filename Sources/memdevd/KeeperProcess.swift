@@ -1,0 +1,87 @@
+import Glibc
+import Keeper
+import Kernel
+import Logging
+import Settings
+
+/// The parent: makes the directories and sockets, then starts servers and keeps what they must not lose.
+enum KeeperProcess {
+    static let vmmSocket = "socket/vmm"
+    static let controlSocket = "socket/control"
+
+    /// Returns the exit status.
+    static func run(settings: DaemonSettings, logger: Logger) throws -> Int32 {
+        let directory = try RunDirectory(
+            run: settings.runDirectory, state: settings.stateDirectory, vmmPath: settings.vmmSocketPath, controlPath: settings.controlSocketPath,
+            socketMode: settings.socketMode)
+        removeLeftovers(settings.stateDirectory, logger)
+        do throws(Errno) {
+            // The program on the disk, not the one that runs: a newer server takes over from an older one.
+            var keeper = try Keeper(options: Keeper.Options(executable: try ownPath(), arguments: CommandLine.arguments))
+            try keeper.hold(directory.vmm.descriptor, key: vmmSocket)
+            try keeper.hold(directory.control.descriptor, key: controlSocket)
+            return keeper.run { event in
+                switch event {
+                case .started: logger.info("\(event)")
+                case .ended, .silent, .cannotStart, .misbehaved: logger.error("\(event)")
+                }
+            }
+        } catch {
+            throw StartFailure("cannot run a server: \(error)")
+        }
+    }
+
+    private static func ownPath() throws(Errno) -> String {
+        let path = try Descriptor.open("/proc/self/exe", flags: O_RDONLY).linkTarget()
+        // What a package upgrade has replaced.
+        return path.hasSuffix(" (deleted)") ? String(path.dropLast(" (deleted)".count)) : path
+    }
+
+    /// Swap files of a daemon that did not end cleanly: nobody can read them any more.
+    private static func removeLeftovers(_ directory: String, _ logger: Logger) {
+        for name in DirectoryListing.names(directory) where name.hasSuffix(".swap") {
+            logger.notice("removing \(directory)/\(name), left by a memdevd that did not end cleanly")
+            _ = unlink(directory + "/" + name)
+        }
+    }
+}
+
+/// What a server gets from its keeper.
+struct Inheritance {
+    let client: KeeperClient
+    /// Servers before this one.
+    let generation: Int
+    private let sockets: DescriptorBag
+    /// What is held of each VM.
+    let vms: [String: DescriptorBag]
+
+    init(_ number: Int32) throws(StartFailure) {
+        do throws(Errno) {
+            _ = fcntl(number, F_SETFD, FD_CLOEXEC)
+            client = try KeeperClient(Descriptor(owning: number))
+            let sockets = DescriptorBag()
+            var vms: [String: DescriptorBag] = [:]
+            try client.takeAll { key, descriptor in
+                let parts = key.split(separator: "/", maxSplits: 2)
+                if parts.count == 3, parts[0] == "vm" {
+                    let vm = String(parts[1])
+                    let bag = vms[vm] ?? DescriptorBag()
+                    bag.put(String(parts[2]), descriptor)
+                    vms[vm] = bag
+                } else {
+                    sockets.put(key, descriptor)
+                }
+            }
+            self.sockets = sockets
+            self.vms = vms
+        } catch {
+            throw StartFailure("cannot talk to the keeper: \(error)")
+        }
+        generation = ProcessEnvironment[KeeperClient.generationVariable].flatMap { Int($0) } ?? 0
+    }
+
+    func socket(_ name: String) throws(StartFailure) -> MessageSocket {
+        guard let descriptor = sockets.take(name) else { throw StartFailure("the keeper does not hold \(name)") }
+        return MessageSocket(descriptor)
+    }
+}
