@@ -152,7 +152,8 @@ package final class DeviceRegistry: Sendable {
         settings.budgetPages = record.budgetPages
         let device = try MemoryDevice(adopting: kept, name: vm, pageCount: record.pageCount, settings: settings, onEvent: tell(of: vm))
         var entry = Entry(
-            device: device, keep: record.keep, attachedPID: record.attached?.peer.pid, ownerUID: record.ownerUID, attached: record.attached, keepWanted: record.keep)
+            device: device, keep: record.keep, attachedPID: record.attached?.peer.pid, ownerUID: record.ownerUID, attached: record.attached,
+            keepWanted: record.keep)
         entry.regions = record.regions
         entry.channel = channel
         entry.hasStarted = true

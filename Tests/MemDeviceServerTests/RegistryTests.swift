@@ -157,9 +157,9 @@ import Testing
         let registry = DeviceRegistry(
             limits: .init(), settings: { _, _ in DeviceSettings(swapDirectory: "/nonexistent") }, configured: { _ in .init(bytes: nil, keep: false) },
             onEvent: { _, _ in })
-        let refusal = #expect(throws: Refusal.self) { _ = try registry.attach(vm: "a", bytes: Self.bytes, keep: false, pid: 1) }
-        #expect(refusal?.text.contains("/nonexistent/a.swap") == true && refusal?.closes == false)
-        #expect(registry["a"] == nil && descriptorsOpen(to: "memdevd:a") == 0)
+        let refusal = #expect(throws: Refusal.self) { _ = try registry.attach(vm: "nowhere", bytes: Self.bytes, keep: false, pid: 1) }
+        #expect(refusal?.text.contains("/nonexistent/nowhere.swap") == true && refusal?.closes == false)
+        #expect(registry["nowhere"] == nil && descriptorsOpen(to: "memdevd:nowhere") == 0)
     }
 
     @Test("A budget set before its VM comes applies then") func rememberedBudget() throws {
