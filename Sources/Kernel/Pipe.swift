@@ -16,7 +16,9 @@ package struct Pipe: ~Copyable, Sendable {
         reader = Descriptor(owning: ends[0])
         writer = Descriptor(owning: ends[1])
         let bytes = cvhost_set_pipe_size(writer.number, Int32(pages * 4096))
-        pagesMax = bytes > 0 ? min(pages, Int(bytes) / 4096) : 16
+        // A user without the privilege may have used up its share of pipe memory: then a pipe has two pages.
+        let actual = bytes > 0 ? bytes : cvhost_pipe_size(writer.number)
+        pagesMax = min(pages, max(1, Int(actual) / 4096))
     }
 
     /// Ends of a pipe that exists already.

@@ -10,7 +10,7 @@ final class Scanner {
     /// Runs that one call can report; more make it return early and go on.
     private static let regionsMax = 2048
     /// Most pages whose reports are between the kernel and the page table at a time: what must count as written when this process dies just then.
-    private static let spanPagesMax: UInt64 = 16384
+    private static let spanPagesMax: UInt64 = 2048
 
     init(core: DeviceCore) {
         self.core = core

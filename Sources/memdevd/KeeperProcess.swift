@@ -9,12 +9,36 @@ enum KeeperProcess {
     static let vmmSocket = "socket/vmm"
     static let controlSocket = "socket/control"
 
+    /// What a server may use at most, and why:
+    /// - `systemResource`: each VM has eight pipes of 512 KiB (`ReclaimJournal`), and without it all VMs together get 64 MiB of them before pipes shrink to two pages
+    ///   (`/proc/sys/fs/pipe-user-pages-soft`);
+    /// - `lockMemory`, where LimitMEMLOCK is not infinite: its memory and its I/O buffers are locked;
+    /// - `systemNice`, where LimitNICE does not allow it: fault threads go before what only computes.
+    private static var serverCapabilities: [Privileges.Capability] {
+        [.systemResource] + (Privileges.mayLockMemory ? [] : [.lockMemory]) + (Privileges.mayNice(-10) ? [] : [.systemNice])
+    }
+
+    /// Gives up, in the server and before it has other threads, what it does not need. Guest memory is nobody's business, and its own is never swapped.
+    static func confineServer(_ logger: Logger) {
+        func attempt(_ what: String, _ body: () throws(Errno) -> Void) {
+            do throws(Errno) { try body() } catch { logger.warning("cannot \(what): \(error)") }
+        }
+        attempt("lock memory, so this host may swap the server out", Privileges.lockMemory)
+        attempt("give up capabilities") { () throws(Errno) in try Privileges.keepOnly(serverCapabilities) }
+        attempt("give up gaining privileges by exec", Privileges.gainNothingByExec)
+        attempt("keep guest memory out of core dumps", Privileges.hideMemory)
+    }
+
     /// Returns the exit status.
     static func run(settings: DaemonSettings, logger: Logger) throws -> Int32 {
         let directory = try RunDirectory(
             run: settings.runDirectory, state: settings.stateDirectory, vmmPath: settings.vmmSocketPath, controlPath: settings.controlSocketPath,
             socketMode: settings.socketMode)
         removeLeftovers(settings.stateDirectory, logger)
+        // Limits first: without the privilege they stay as they are, and the server says what that costs.
+        try? Privileges.liftLimits()
+        try? Privileges.bound(to: serverCapabilities)
+        try? Privileges.hideMemory()
         do throws(Errno) {
             // The program on the disk, not the one that runs: a newer server takes over from an older one.
             var keeper = try Keeper(options: Keeper.Options(executable: try ownPath(), arguments: CommandLine.arguments))

@@ -28,6 +28,7 @@ struct Memdevd: ParsableCommand {
         logger.logLevel = Logger.Level(rawValue: settings.logLevel.rawValue) ?? .info
         do {
             if let inherited = ProcessEnvironment[KeeperClient.descriptorVariable].flatMap({ Int32($0) }) {
+                KeeperProcess.confineServer(logger)
                 try Daemon(settings: settings, logger: logger, keeper: try Inheritance(inherited)).run()
                 return
             }

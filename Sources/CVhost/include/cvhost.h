@@ -7,6 +7,7 @@
 #include "cvhost_message.h"
 #include "cvhost_page.h"
 #include "cvhost_pagemap.h"
+#include "cvhost_privilege.h"
 #include "cvhost_process.h"
 #include "cvhost_ring.h"
 #include "cvhost_userfault.h"
