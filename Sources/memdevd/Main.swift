@@ -12,6 +12,7 @@ struct Memdevd: ParsableCommand {
         abstract: "Owns the RAM of virtual machines: keeps each within its DRAM budget and pages the rest to an SSD.",
         discussion: """
             VMMs connect to RUN-DIRECTORY/memdevd.sock, operators with memdevctl to RUN-DIRECTORY/control.sock.
+            SIGUSR1 replaces the serving process by one from the program on the disk; guests do not notice.
             SIGTERM makes every VM's memory resident, hands it back and ends; when the host has no room for that, memdevd says for which VMs and
             goes on. A second SIGTERM ends it all the same: guests then wait, and lose nothing, until they are killed.
 
