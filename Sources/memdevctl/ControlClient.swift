@@ -91,7 +91,7 @@ struct ControlClient: ~Copyable {
         while true {
             let count = Glibc.recv(descriptor, &bytes, bytes.count, 0)
             if count > 0 { return Array(bytes[..<count]) }
-            if count == 0 { throw Failure(.unreachable, "memdevd closed the connection before it had answered: see its log") }
+            if count == 0 { throw Failure(.unreachable, "memdevd closed the connection before it had answered: see its log", isLostAnswer: true) }
             if errno != EINTR { throw lost(errno) }
         }
     }
@@ -100,7 +100,7 @@ struct ControlClient: ~Copyable {
         if code == EAGAIN {
             return Failure(.unreachable, "memdevd at \(path) has not answered for \(silenceSecondsMax) s: it hangs or is overloaded")
         }
-        return Failure(.unreachable, "the connection to memdevd at \(path) broke: \(ErrorText.of(code))")
+        return Failure(.unreachable, "the connection to memdevd at \(path) broke: \(ErrorText.of(code))", isLostAnswer: code == ECONNRESET)
     }
 
     private static func connectFailure(_ code: Int32, path: String) -> Failure {

@@ -21,9 +21,29 @@ struct ControlOptions: ParsableArguments {
 
     /// Sends `request` and returns the last line of the reply. Throws the daemon's words when it refuses.
     func send(_ request: ControlRequest, progress: (ControlReply.Progress) -> Void = { _ in }) throws(Failure) -> ControlReply {
-        let reply = try ControlClient.connect(to: socket).send(request, progress: progress)
+        let reply = try ask(request, progress: progress)
         if reply.ok != true { throw Failure(.refused, reply.error ?? "the daemon refused without a reason") }
         return reply
+    }
+
+    private static let questionsMax = 3
+
+    /// A server that dies takes the question with it; its heir listens at the same socket. What can be asked twice is asked again.
+    private func ask(_ request: ControlRequest, progress: (ControlReply.Progress) -> Void) throws(Failure) -> ControlReply {
+        let canRepeat =
+            switch request.command {
+            case .version, .list, .stat, .budget, .metrics: true
+            case .evict, .load, .release: false
+            }
+        var left = canRepeat ? Self.questionsMax : 1
+        while true {
+            left -= 1
+            do throws(Failure) {
+                return try ControlClient.connect(to: socket).send(request, progress: progress)
+            } catch {
+                guard error.isLostAnswer, left > 0 else { throw error }
+            }
+        }
     }
 
     /// The status of `vm`.

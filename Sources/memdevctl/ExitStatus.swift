@@ -35,9 +35,12 @@ enum ExitStatus: Int32, CaseIterable {
 struct Failure: Error, Equatable {
     let status: ExitStatus
     let message: String
+    /// The connection ended before the answer: the server may have died with the question, and the next one can be asked.
+    let isLostAnswer: Bool
 
-    init(_ status: ExitStatus, _ message: String) {
+    init(_ status: ExitStatus, _ message: String, isLostAnswer: Bool = false) {
         self.status = status
         self.message = message
+        self.isLostAnswer = isLostAnswer
     }
 }
