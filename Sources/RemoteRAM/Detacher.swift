@@ -40,6 +40,8 @@ final class Detacher {
         self.scanner = scanner
         sink = try Descriptor.open("/dev/null", flags: O_WRONLY)
         journal = core.journal
+        // An entry that was published before this must be known before its page can be in use again.
+        if journal.isAdopted { core.waitForDiscards() }
         for box in journal.pipe {
             if let left = try journal.left(in: box, pageCount: core.table.pageCount) {
                 recover(left, box)
@@ -49,6 +51,17 @@ final class Detacher {
                 if bytes > 0 { try box.pipe.drop(UInt64(bytes), into: sink) }
                 free.append(box)
             }
+        }
+        if journal.isAdopted { releaseStranded() }
+    }
+
+    /// Pages that are out of the memfd and in no pipe: the VMM had punched them out by itself before they were pinned.
+    private func releaseStranded() {
+        var awaited: Set<PageIndex> = []
+        for back in pending { for (page, written) in zip(back.pages, back.written) where written { awaited.insert(page) } }
+        for page in core.table.detachingPages where !awaited.contains(page) {
+            _ = core.table.noteDiscarded(page)
+            release(page)
         }
     }
 
@@ -130,20 +143,25 @@ final class Detacher {
     /// What a dead process was doing with one pipe. The table has been recovered: pages that are still `detaching` are out of the memfd.
     private func recover(_ left: ReclaimJournal.Left, _ box: PipeBox) {
         let pages = left.pages
-        let isOut = pages.map { core.table[$0].phase == .detaching }
-        var written = left.written
-        if written == nil {
-            // Nobody has scanned since they were taken, so the markers still tell; without an answer all count as written.
-            written = (try? scanner.clean(among: pages))?.map { !$0 }
+        let isOut = pages.map { $0 != ReclaimJournal.noPage && core.table[$0].phase == .detaching }
+        let written: [Bool]
+        if let judged = left.written {
+            written = judged
+        } else {
+            // Nobody has scanned since they were taken, so the markers still tell; without an answer all count as written. The next scan protects holes, too.
+            written = (try? scanner.clean(among: pages))?.map { !$0 } ?? [Bool](repeating: true, count: pages.count)
+            journal.noteJudged(box, written)
         }
         var back = [Bool](repeating: false, count: pages.count)
         for (index, page) in pages.enumerated() where isOut[index] {
-            if !(written?[index] ?? true) {
+            if !written[index] || core.table.isDiscarded(page) {
                 release(page)
             } else if index >= left.taken {
                 back[index] = true
             } else if index == left.taken - 1 {
                 install(page, from: unsafe journal.buffer(box))
+                // As in `putBack`.
+                core.waitForDiscards()
                 resume(page, written: true)
             } else {
                 // It had been put back, and the VMM gave it up.
@@ -154,6 +172,7 @@ final class Detacher {
         let now = Clock.nanoseconds()
         let rest = left.taken..<pages.count
         if back.contains(true) {
+            for index in pages.indices where !back[index] { journal.crossOut(box, index) }
             pending.append(
                 PutBack(box: box, pages: Array(pages[rest]), written: Array(back[rest]), due: now + core.graceMilliseconds * 1_000_000, begun: now))
         } else {
@@ -231,6 +250,8 @@ final class Detacher {
         } else if core.graceMilliseconds == 0 {
             putBack(pages, back, box)
         } else {
+            // They may come back and go out again while the others wait here.
+            for index in pages.indices where !back[index] { journal.crossOut(box, index) }
             let now = Clock.nanoseconds()
             pending.append(PutBack(box: box, pages: pages, written: back, due: now + core.graceMilliseconds * 1_000_000, begun: now))
         }

@@ -99,6 +99,15 @@ package final class PageTable: @unchecked Sendable {
         }
     }
 
+    /// Every page that is being detached.
+    package var detachingPages: [PageIndex] {
+        var pages: [PageIndex] = []
+        forEachTouchedPage { page, entry in
+            if entry.phase == .detaching { pages.append(page) }
+        }
+        return pages
+    }
+
     /// Recovers every page.
     package func recoverAll(stamp: Stamp, isInMemory: (PageIndex) -> Bool) {
         forEachTouchedPage { page, entry in

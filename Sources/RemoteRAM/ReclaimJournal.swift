@@ -9,12 +9,15 @@ import Synchronization
 ///      written   one bit for each page
 ///      buffer    the page that was read out of the pipe last: what the pipe has given away and what is not installed yet is here
 ///
+/// A page that has left the phase `detaching` is crossed out (`noPage`) before it can go out again through another pipe.
 /// How many pages have been read out is not noted: the pipe knows. A page is read only when the one before has been installed.
 /// And one range of pages: those whose reports of writes the scanner is about to consume, or has consumed and not yet put into the table.
 /// Concurrency: belongs to the reclaim thread while it runs.
 package final class ReclaimJournal: @unchecked Sendable {
     package static let pipes = 8
     package static let pagesMax = 128
+    /// Stands for a page that does not depend on the pipe any more.
+    package static let noPage = PageIndex.max
     private static let pipeBytes = 2 * pageBytes
     private static let scanOffset = pipes * pipeBytes
     private static let bytes = UInt64(scanOffset + pageBytes)
@@ -25,6 +28,8 @@ package final class ReclaimJournal: @unchecked Sendable {
     package let memory: Descriptor
     package let pipe: [PipeBox]
     private let mapping: Mapping
+    /// A dead process has left it.
+    package let isAdopted: Bool
 
     /// A `~Copyable` pipe that can stand in an array.
     package final class PipeBox: Sendable {
@@ -43,6 +48,7 @@ package final class ReclaimJournal: @unchecked Sendable {
         var boxes: [PipeBox] = []
         for index in 0..<Self.pipes { boxes.append(PipeBox(index, try Pipe(pages: Self.pagesMax))) }
         pipe = boxes
+        isAdopted = false
     }
 
     /// What a dead process has left. `EINVAL`: the memory has another size.
@@ -51,6 +57,7 @@ package final class ReclaimJournal: @unchecked Sendable {
         mapping = try Mapping(sharing: memory, bytes: Self.bytes)
         self.memory = memory
         pipe = pipes
+        isAdopted = true
     }
 
     /// Puts the journal and its pipes into a vault.
@@ -98,6 +105,11 @@ package final class ReclaimJournal: @unchecked Sendable {
         unsafe word(box, 8).pointee.store(1, ordering: .sequentiallyConsistent)
     }
 
+    /// The page at `index` is not detaching any more, others are. Before anything is taken through another pipe.
+    package func crossOut(_ box: PipeBox, _ index: Int) {
+        unsafe word(box, Self.pagesOffset + 8 * index).pointee.store(Self.noPage, ordering: .sequentiallyConsistent)
+    }
+
     /// None of its pages is detaching any more. Before the pipe is emptied or used again.
     package func end(_ box: PipeBox) { unsafe word(box, 0).pointee.store(0, ordering: .sequentiallyConsistent) }
 
@@ -126,6 +138,7 @@ package final class ReclaimJournal: @unchecked Sendable {
     // MARK: Recovery
 
     package struct Left {
+        /// `noPage` where one has left.
         package var pages: [PageIndex]
         /// nil: not judged.
         package var written: [Bool]?
@@ -142,7 +155,7 @@ package final class ReclaimJournal: @unchecked Sendable {
         var left = Left(pages: [], written: nil, taken: Int(count) - readable)
         for index in 0..<Int(count) {
             let page = unsafe word(box, Self.pagesOffset + 8 * index).pointee.load(ordering: .sequentiallyConsistent)
-            guard page < pageCount else { throw .invalid }
+            guard page < pageCount || page == Self.noPage else { throw .invalid }
             left.pages.append(page)
         }
         if unsafe word(box, 8).pointee.load(ordering: .sequentiallyConsistent) != 0 {

@@ -6,7 +6,7 @@ import TestSupport
 import Testing
 
 /// The VMM's side of a discard ring.
-private final class RingWriter: @unchecked Sendable {
+final class RingWriter: @unchecked Sendable {
     let memory: Mapping
     let entries: UInt32
     let descriptor: Descriptor
@@ -18,9 +18,9 @@ private final class RingWriter: @unchecked Sendable {
         memory = try Mapping(sharing: descriptor, bytes: bytes)
     }
 
-    func ring() throws(Errno) -> DiscardRing {
+    func ring(goingOn: Bool = false) throws(Errno) -> DiscardRing {
         let kick = try EventCounter()
-        return try DiscardRing(memory: try descriptor.duplicate(), kick: try kick.descriptor.duplicate(), entries: entries)
+        return try DiscardRing(memory: try descriptor.duplicate(), kick: try kick.descriptor.duplicate(), entries: entries, goingOn: goingOn)
     }
 
     var head: UInt32 {
@@ -64,6 +64,40 @@ private final class RingWriter: @unchecked Sendable {
         var seen: [PageRange] = []
         #expect(ring.drain(pageCount: 100) { seen.append($0) })
         #expect(seen.map(\.start) == Array(0..<10))
+    }
+
+    @Test("Who goes on begins at the tail that stands in the ring; who is new does not see what was there before") func goingOn() throws {
+        let writer = try RingWriter(entries: 16)
+        let first = try writer.ring()
+        var seen: [PageIndex] = []
+        for page in UInt64(0)..<10 { writer.publish(PageRange(page, page + 1)) }
+        #expect(first.drain(pageCount: 100) { seen.append($0.start) })
+        for page in UInt64(10)..<14 { writer.publish(PageRange(page, page + 1)) }
+        // The tail is ticked off after the entries: who dies in between leaves them to the next one.
+        let heir = try writer.ring(goingOn: true)
+        #expect(writer.tail == 10)
+        #expect(heir.drain(pageCount: 100) { seen.append($0.start) })
+        #expect(seen == Array(0..<14) && writer.tail == 14)
+        writer.publish(PageRange(14, 15))
+        let stranger = try writer.ring()
+        #expect(stranger.drain(pageCount: 100) { seen.append($0.start) })
+        #expect(seen == Array(0..<14) && writer.tail == 15)
+    }
+
+    @Test("A tail that the VMM has changed is a ring that is broken, or discards of its own pages", arguments: [100, UInt32.max]) func badTail(tail: UInt32) throws {
+        let writer = try RingWriter(entries: 16)
+        _ = try writer.ring()
+        unsafe writer.memory.address.storeBytes(of: tail, toByteOffset: 64, as: UInt32.self)
+        let heir = try writer.ring(goingOn: true)
+        writer.publish(PageRange(1, 2))
+        if tail == 100 {
+            #expect(!heir.drain(pageCount: 100) { _ in })
+        } else {
+            // Two entries behind, of which one is no range.
+            var seen: [PageRange] = []
+            #expect(!heir.drain(pageCount: 100) { seen.append($0) })
+            #expect(seen.isEmpty)
+        }
     }
 
     @Test(
