@@ -170,16 +170,25 @@ package final class DeviceRegistry: Sendable {
         dropped?.device.abandon()
     }
 
+    /// Under the lock: an older record must not come after a newer one, nor after the device has been forgotten.
     private func saveRecord(vm: String) throws(Errno) {
-        guard let entry = self[vm] else { return }
-        var record = DeviceRecord()
-        record.pageCount = entry.device.pageCount
-        record.budgetPages = entry.device.budget
-        record.keep = entry.keep
-        record.ownerUID = entry.ownerUID
-        record.attached = entry.attached
-        record.regions = entry.regions
-        try record.hold(vault, vm: vm)
+        let failure = state.withLock { state -> Errno? in
+            guard let entry = state.entries[vm] else { return nil }
+            var record = DeviceRecord()
+            record.pageCount = entry.device.pageCount
+            record.budgetPages = entry.device.budget
+            record.keep = entry.keep
+            record.ownerUID = entry.ownerUID
+            record.attached = entry.attached
+            record.regions = entry.regions
+            do throws(Errno) {
+                try record.hold(vault, vm: vm)
+                return nil
+            } catch {
+                return error
+            }
+        }
+        if let failure { throw failure }
     }
 
     /// Runs `body`, which starts the device; its VM is one to hand back from then on. Refused when the daemon ends.
@@ -248,17 +257,21 @@ package final class DeviceRegistry: Sendable {
     /// The VMM is gone (its device has been stopped): forgets the device unless it is kept and has contents.
     package func detached(vm: String) {
         // The device is dropped outside of the lock: freeing its memory takes time.
-        let dropped = state.withLock { state -> Entry? in
-            guard let entry = state.entries[vm] else { return nil }
+        let (dropped, kept) = state.withLock { state -> (Entry?, MemoryDevice?) in
+            guard let entry = state.entries[vm] else { return (nil, nil) }
             if entry.keep && entry.hasStarted {
-                state.entries[vm]!.attachedPID = nil
                 state.entries[vm]!.channel = nil
                 state.entries[vm]!.attached = nil
-                return nil
+                return (nil, entry.device)
             }
-            return state.forget(vm)
+            return (state.forget(vm), nil)
         }
-        if dropped == nil { try? saveRecord(vm: vm) }
+        _ = dropped
+        guard let kept else { return }
+        // In this order, and before another VMM can attach: what the record needs is held, and what is held is this VMM's.
+        try? saveRecord(vm: vm)
+        kept.forgetRun()
+        update(vm: vm) { $0.attachedPID = nil }
     }
 
     /// Forgets a kept device and its contents. False when there is none without a VMM.

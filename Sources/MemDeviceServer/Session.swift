@@ -361,8 +361,6 @@ package final class Session {
         if let channel = registry[vm!]?.channel { try hold(channel.descriptorNumber, "channel") }
     }
 
-    private func letMapperGo() { registry.vault.release(DeviceRecord.key(vm!, "mapper/")) }
-
     // MARK: The end
 
     private func detach(_ mode: Request.DetachMode) throws(Refusal) {
@@ -394,7 +392,6 @@ package final class Session {
         // What the VMM pinned is no longer anybody's.
         if device.table.pinnedPages > 0 { device.unpin(PageRange(0, device.pageCount)) }
         registry.detached(vm: vm)
-        letMapperGo()
         log(.released(peer, vm: vm))
     }
 }

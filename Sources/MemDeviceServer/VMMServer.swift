@@ -123,7 +123,12 @@ package final class VMMServer: Sendable {
         var channel: BackendChannel?
         if let descriptor = kept.take("mapper/channel") { channel = BackendChannel(descriptor) }
         let device = try registry.adopt(vm: vm, record: record, kept: kept, channel: channel)
-        guard let attached = record.attached else { return }
+        guard let attached = record.attached else {
+            // A VMM may have been on its way to START; it sees its connection end.
+            device.finishDetached()
+            device.forgetRun()
+            return
+        }
         let mapper = Mapper(
             userfault: Userfault(try kept.required("mapper/userfault")), pagemap: Pagemap(try kept.required("mapper/pagemap")), pid: attached.peer.pid,
             noDMA: attached.noDMA, placements: attached.placements)

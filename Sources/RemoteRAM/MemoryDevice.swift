@@ -123,6 +123,9 @@ package final class MemoryDevice: Sendable {
         table.recoverAll(stamp: Stamp(nanoseconds: Clock.nanoseconds())) { memfd.isData(at: $0 << pageShift) }
     }
 
+    /// For an adopted device without a VMM: the dead process was about to start one, which has touched nothing, so what had been taken away is in its slot.
+    package func finishDetached() { for page in table.detachingPages { _ = table.finishDetach(page) } }
+
     deinit { removeSwapFile() }
 
     private func key(_ what: String) -> String { "vm/" + name + "/" + what }
@@ -132,6 +135,12 @@ package final class MemoryDevice: Sendable {
     package func forget() {
         removeSwapFile()
         settings.vault.release("vm/" + name + "/")
+    }
+
+    /// The vault lets go of what only a running device needs.
+    package func forgetRun() {
+        settings.vault.release(key("journal"))
+        settings.vault.release(key("mapper/"))
     }
 
     /// The object goes, the device does not: a vault holds it for somebody who understands it.
@@ -282,8 +291,8 @@ package final class MemoryDevice: Sendable {
             ending.reclaimThread.join()
             ending.core.faultWork.signal()
             ending.faultThread.join()
+            // The vault keeps the journal: until the record says otherwise this device is one that a VMM uses.
             running.withLock { $0 = nil }
-            settings.vault.release(key("journal"))
         }
     }
 
@@ -338,7 +347,7 @@ package final class MemoryDevice: Sendable {
     private static let releaseTurnsMax = 50
     private static let releasePauseMicroseconds: useconds_t = 20_000
     /// Pages brought in between two looks at `keepGoing`.
-    private static let releasePieceBytes: UInt64 = 1 << 30
+    private static let releasePieceBytes: UInt64 = 64 << 20
 
     private func loadAll(_ keepGoing: () -> Bool) {
         let step = Self.releasePieceBytes >> pageShift
