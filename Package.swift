@@ -49,14 +49,14 @@ let package = Package(
 
         // What the engine's tests share, and a VMM of its own process for those that kill it.
         .target(name: "TestSupport", dependencies: ["MemDeviceServer"], path: "Tests/TestSupport", swiftSettings: swift),
-        .executableTarget(name: "test-vmm", dependencies: ["TestSupport"], path: "Tests/TestVMM", swiftSettings: swift),
+        .executableTarget(name: "test-vmm", dependencies: ["Keeper", "TestSupport"], path: "Tests/TestVMM", swiftSettings: swift),
         .testTarget(name: "KernelTests", dependencies: ["Kernel", "TestSupport", "test-vmm"], swiftSettings: swift),
         .testTarget(name: "RemoteRAMTests", dependencies: ["RemoteRAM", "TestSupport", "test-vmm"], swiftSettings: swift),
         .testTarget(name: "MemDeviceServerTests", dependencies: ["MemDeviceServer", "TestSupport", "test-vmm"], swiftSettings: swift),
         .testTarget(name: "KeeperTests", dependencies: ["Keeper", "TestSupport", "test-vmm"], swiftSettings: swift),
         .testTarget(name: "ControlAPITests", dependencies: ["ControlAPI"], swiftSettings: swift),
         .testTarget(name: "SettingsTests", dependencies: ["Settings", "ControlAPI"], swiftSettings: swift),
-        .testTarget(name: "MemdevdTests", dependencies: ["memdevd", "ControlAPI", "Kernel", "Settings", "TestSupport"], swiftSettings: swift),
+        .testTarget(name: "MemdevdTests", dependencies: ["memdevd", "MemDeviceServer", "RemoteRAM", "ControlAPI", "Kernel", "Settings", "TestSupport"], swiftSettings: swift),
         .testTarget(name: "MemdevctlTests", dependencies: ["memdevctl", "ControlAPI"], swiftSettings: swift),
     ]
 )

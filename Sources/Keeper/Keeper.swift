@@ -52,7 +52,12 @@ package struct Keeper: ~Copyable {
     /// Keys in the order of their arrival, for the same order in the next server.
     private var order: [[UInt8]] = []
     private var deathsInARow = 0
-    private var ending = false
+    /// How often it was asked to end. The server decides; one that was killed over it has not, so the next one is asked again.
+    private var endings = 0
+    /// The server that runs now has not heard of that yet.
+    private var endingIsUntold = false
+    /// What is held from the beginning: without more there is nothing to lose.
+    private var heldFirst = 0
 
     private static let timeoutMilliseconds: Int32 = 5_000
     private static let quickDeathNanoseconds: Int64 = 500_000_000
@@ -72,6 +77,7 @@ package struct Keeper: ~Copyable {
     /// Holds a descriptor from the beginning.
     package mutating func hold(_ descriptor: borrowing Descriptor, key: String) throws(Errno) {
         put(Array(key.utf8), try descriptor.duplicate())
+        heldFirst = held.count
     }
 
     private mutating func put(_ key: [UInt8], _ descriptor: consuming Descriptor) {
@@ -118,7 +124,8 @@ package struct Keeper: ~Copyable {
             if exit != Self.restartStatus {
                 onEvent(.ended(pid: pid, how: exit >= 0 ? "ended with status \(exit)" : "was killed by signal \(status & 0x7F)", restartMilliseconds: wait))
             }
-            if ending && exit != Self.restartStatus { return exit >= 0 ? exit : 1 }
+            endingIsUntold = endings > 0
+            if mayEndAlone { return exit > 0 ? exit : 1 }
             if wait > 0, pause(wait) { return 0 }
             generation += 1
         }
@@ -145,7 +152,7 @@ package struct Keeper: ~Copyable {
             let ready = cvhost_poll3(server.process.number, signals.number, listening ? server.socket.descriptor.number : -1, 500)
             if ready > 0, ready & 4 != 0 {
                 do throws(Errno) {
-                    listening = try answer(server.socket)
+                    listening = try answer(server.socket, pid: server.pid)
                     server.heard = Clock.nanoseconds()
                 } catch {
                     onEvent(.misbehaved(pid: server.pid))
@@ -155,7 +162,7 @@ package struct Keeper: ~Copyable {
             }
             if ready > 0, ready & 2 != 0 {
                 let signal = cvhost_signal_take(signals.number)
-                if signal == SIGTERM || signal == SIGINT { ending = true }
+                if signal == SIGTERM || signal == SIGINT { endings += 1 }
                 if signal > 0 { _ = kill(server.pid, signal) }
             }
             if ready > 0, ready & 1 != 0 {
@@ -171,22 +178,26 @@ package struct Keeper: ~Copyable {
     }
 
     /// Waits between two servers. True when it shall end meanwhile.
-    private func pause(_ milliseconds: Int64) -> Bool {
+    private mutating func pause(_ milliseconds: Int64) -> Bool {
         let end = Clock.nanoseconds() + milliseconds * 1_000_000
         while true {
             let left = (end - Clock.nanoseconds()) / 1_000_000
             if left <= 0 { return false }
             if cvhost_poll3(signals.number, -1, -1, Int32(left)) > 0 {
                 let signal = cvhost_signal_take(signals.number)
-                if signal == SIGTERM || signal == SIGINT { return true }
+                if signal == SIGTERM || signal == SIGINT { endings += 1 }
+                if mayEndAlone { return true }
             }
         }
     }
 
+    /// Whether to end without a server that has agreed: nothing is lost by it, or it was asked for twice.
+    private var mayEndAlone: Bool { endings > 0 && held.count <= heldFirst || endings > 1 }
+
     // MARK: Requests
 
     /// Answers one record. False at the end of the connection.
-    private mutating func answer(_ socket: borrowing MessageSocket) throws(Errno) -> Bool {
+    private mutating func answer(_ socket: borrowing MessageSocket, pid: Int32) throws(Errno) -> Bool {
         var descriptors = DescriptorList()
         var bytes: [UInt8] = []
         guard try socket.receive(KeeperRecord.bytes, into: &bytes, descriptors: &descriptors) else { return false }
@@ -206,6 +217,11 @@ package struct Keeper: ~Copyable {
             try socket.send(KeeperRecord(.end).encoded)
             return true
         case .alive:
+            // It takes signals by now.
+            if endingIsUntold {
+                endingIsUntold = false
+                _ = kill(pid, SIGTERM)
+            }
             return true
         case .done, .held, .end:
             throw .invalid

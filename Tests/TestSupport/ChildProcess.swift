@@ -26,7 +26,7 @@ package final class ChildProcess: @unchecked Sendable {
     }
 
     /// Where the test programs are built: beside this one.
-    private static let directory: String = {
+    package static let directory: String = {
         var path = [CChar](repeating: 0, count: 1024)
         let length = unsafe readlink("/proc/self/exe", &path, 1023)
         let text = String(decoding: path[..<max(0, length)].map { UInt8(bitPattern: $0) }, as: UTF8.self)

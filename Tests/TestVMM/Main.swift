@@ -9,6 +9,7 @@ import TestSupport
 ///     test-vmm fill|check SOCKET VM BYTES     attaches with KEEP, writes (or checks) every page, says '+' or '-', ends without DETACH
 ///     test-vmm crowd SOCKET UID COUNT         as that user opens COUNT connections, sends how many of them are served (one byte), waits
 ///     test-vmm storm SOCKET VM BYTES          two threads fault at random until they are killed
+///     test-vmm kept                           a keeper's server: does what it reads on the socket that is held as "control"
 @main enum Main {
     static let test = MessageSocket(Descriptor(owning: 3))
 
@@ -16,6 +17,7 @@ import TestSupport
         let arguments = CommandLine.arguments
         switch arguments.dropFirst().first {
         case "userfaultfd": sendUserfaultfd()
+        case "kept": KeptServer.run()
         case "crowd":
             guard arguments.count == 5, let uid = UInt32(arguments[3]), let count = Int(arguments[4]) else { exit(2) }
             crowd(arguments[2], uid: uid, count: count)
