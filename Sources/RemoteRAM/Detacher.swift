@@ -15,6 +15,8 @@ final class Detacher {
     private let scanner: Scanner
     private let sink: Descriptor
     private let journal: ReclaimJournal
+    /// Since when the process before this one has been dead.
+    private let aliveUntil: Int64
     private var free: [PipeBox] = []
     private var pending: [PutBack] = []
 
@@ -40,6 +42,7 @@ final class Detacher {
         self.scanner = scanner
         sink = try Descriptor.open("/dev/null", flags: O_WRONLY)
         journal = core.journal
+        aliveUntil = journal.aliveUntil
         // An entry that was published before this must be known before its page can be in use again.
         if journal.isAdopted { core.waitForDiscards() }
         for box in journal.pipe {
@@ -52,7 +55,10 @@ final class Detacher {
                 free.append(box)
             }
         }
-        if journal.isAdopted { releaseStranded() }
+        if journal.isAdopted {
+            releaseStranded()
+            journal.noteAlive(Clock.nanoseconds())
+        }
     }
 
     /// Pages that are out of the memfd and in no pipe: the VMM had punched them out by itself before they were pinned.
@@ -173,8 +179,11 @@ final class Detacher {
         let rest = left.taken..<pages.count
         if back.contains(true) {
             for index in pages.indices where !back[index] { journal.crossOut(box, index) }
-            pending.append(
-                PutBack(box: box, pages: Array(pages[rest]), written: Array(back[rest]), due: now + core.graceMilliseconds * 1_000_000, begun: now))
+            // The grace time stood still while nobody lived. It does not begin anew: servers that die early would never put anything back.
+            var due = now + core.graceMilliseconds * 1_000_000
+            if let left = left.due { due = min(due, left + max(0, now - aliveUntil)) }
+            journal.noteDue(box, due)
+            pending.append(PutBack(box: box, pages: Array(pages[rest]), written: Array(back[rest]), due: due, begun: now))
         } else {
             discardPipe(box, pages: rest.count)
         }
@@ -253,7 +262,9 @@ final class Detacher {
             // They may come back and go out again while the others wait here.
             for index in pages.indices where !back[index] { journal.crossOut(box, index) }
             let now = Clock.nanoseconds()
-            pending.append(PutBack(box: box, pages: pages, written: back, due: now + core.graceMilliseconds * 1_000_000, begun: now))
+            let due = now + core.graceMilliseconds * 1_000_000
+            journal.noteDue(box, due)
+            pending.append(PutBack(box: box, pages: pages, written: back, due: due, begun: now))
         }
         return left
     }

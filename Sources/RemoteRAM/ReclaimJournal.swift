@@ -6,6 +6,7 @@ import Synchronization
 ///
 ///      count     pages in the pipe's order; 0 = nothing is punched out, whatever the pipe holds. Set after pinning, before punching
 ///      judged    1 = `written` counts; 0 = the kernel's write-protect markers can still be asked
+///      due       when its written pages may be put back; 0 = not known yet
 ///      written   one bit for each page
 ///      buffer    the page that was read out of the pipe last: what the pipe has given away and what is not installed yet is here
 ///
@@ -92,6 +93,7 @@ package final class ReclaimJournal: @unchecked Sendable {
             unsafe word(box, Self.pagesOffset + 8 * index).pointee.store(page, ordering: .sequentiallyConsistent)
         }
         unsafe word(box, 8).pointee.store(0, ordering: .sequentiallyConsistent)
+        unsafe word(box, 16).pointee.store(0, ordering: .sequentiallyConsistent)
         unsafe word(box, 0).pointee.store(UInt64(pages.count), ordering: .sequentiallyConsistent)
     }
 
@@ -104,6 +106,17 @@ package final class ReclaimJournal: @unchecked Sendable {
         }
         unsafe word(box, 8).pointee.store(1, ordering: .sequentiallyConsistent)
     }
+
+    /// The pages that were written wait until then, in nanoseconds of the monotonic clock.
+    package func noteDue(_ box: PipeBox, _ due: Int64) {
+        unsafe word(box, 16).pointee.store(UInt64(bitPattern: due), ordering: .sequentiallyConsistent)
+    }
+
+    /// The reclaim thread lives: grace times go on.
+    package func noteAlive(_ now: Int64) { unsafe scanWord(2).pointee.store(UInt64(bitPattern: now), ordering: .sequentiallyConsistent) }
+
+    /// Since when nobody has lived.
+    package var aliveUntil: Int64 { unsafe Int64(bitPattern: scanWord(2).pointee.load(ordering: .sequentiallyConsistent)) }
 
     /// The page at `index` is not detaching any more, others are. Before anything is taken through another pipe.
     package func crossOut(_ box: PipeBox, _ index: Int) {
@@ -144,6 +157,8 @@ package final class ReclaimJournal: @unchecked Sendable {
         package var written: [Bool]?
         /// How many of `pages`, from the front, have been read out.
         package var taken: Int
+        /// When the written ones may be put back; nil: not known.
+        package var due: Int64?
     }
 
     /// What a dead process was doing with a pipe; nil when no page depends on it. `EINVAL`: the journal contradicts the pipe or the device.
@@ -152,7 +167,8 @@ package final class ReclaimJournal: @unchecked Sendable {
         if count == 0 { return nil }
         let readable = try box.pipe.readableBytes() / pageBytes
         guard count <= UInt64(Self.pagesMax), readable <= Int(count) else { throw .invalid }
-        var left = Left(pages: [], written: nil, taken: Int(count) - readable)
+        let due = unsafe Int64(bitPattern: word(box, 16).pointee.load(ordering: .sequentiallyConsistent))
+        var left = Left(pages: [], written: nil, taken: Int(count) - readable, due: due == 0 ? nil : due)
         for index in 0..<Int(count) {
             let page = unsafe word(box, Self.pagesOffset + 8 * index).pointee.load(ordering: .sequentiallyConsistent)
             guard page < pageCount || page == Self.noPage else { throw .invalid }

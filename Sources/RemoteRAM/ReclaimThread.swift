@@ -44,6 +44,7 @@ final class ReclaimThread {
     func run() {
         while !core.stopping.load(ordering: .acquiring) {
             core.reclaimWanted.store(false, ordering: .sequentiallyConsistent)
+            core.journal.noteAlive(Clock.nanoseconds())
             if core.holdWanted.load(ordering: .sequentiallyConsistent) {
                 hold()
                 continue

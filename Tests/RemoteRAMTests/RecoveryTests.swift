@@ -262,6 +262,17 @@ import Testing
         #expect(try left()?.pages == [ReclaimJournal.noPage, 5])
     }
 
+    @Test("When a page may be put back is known until the pipe is used again") func due() throws {
+        try pin([4])
+        journal.begin(box, [4])
+        #expect(try left()?.due == nil)
+        journal.noteDue(box, 12_345)
+        journal.noteAlive(99)
+        #expect(try left()?.due == 12_345 && heir.aliveUntil == 99)
+        journal.begin(box, [4])
+        #expect(try left()?.due == nil)
+    }
+
     @Test("A verdict of the batch before is not taken for one") func oldVerdict() throws {
         try pin([1, 2])
         journal.begin(box, [1, 2])
