@@ -5,7 +5,7 @@ import RemoteRAM
 import TestSupport
 import Testing
 
-@Suite struct DeviceRecordTests {
+@Suite struct DeviceRecordFormTests {
     private static func record(placements: Int = 2, regions: Int = 2) -> DeviceRecord {
         var record = DeviceRecord()
         record.pageCount = 4096
