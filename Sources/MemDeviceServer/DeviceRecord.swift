@@ -27,6 +27,13 @@ package struct DeviceRecord: Equatable, Sendable {
         package var noDMA: Bool
         package var ringEntries: UInt32
         package var placements: [Mapper.Placement]
+
+        package init(peer: MessageSocket.Peer, noDMA: Bool, ringEntries: UInt32, placements: [Mapper.Placement]) {
+            self.peer = peer
+            self.noDMA = noDMA
+            self.ringEntries = ringEntries
+            self.placements = placements
+        }
     }
 
     package enum Failure: Error, Equatable, CustomStringConvertible {
