@@ -96,13 +96,13 @@ def storage_bytes(pids):
 
 
 def process_memory(pids, device_bytes):
-    """Own resident memory (anonymous and file pages; shared memory left out) and the memfds beside those of `device_bytes`: metadata."""
+    """Own resident memory (anonymous and file pages, those that processes share counted once; shared memory left out) and the memfds beside those of `device_bytes`: metadata."""
     result = {"anonymous": 0, "file": 0, "own": 0, "metadata": 0}
     seen = set()
     for pid in pids:
-        status = read(f"/proc/{pid}/status")
-        for name, field in (("anonymous", "RssAnon"), ("file", "RssFile")):
-            match = re.search(rf"{field}:\s+(\d+)", status)
+        rollup = read(f"/proc/{pid}/smaps_rollup")
+        for name, field in (("anonymous", "Pss_Anon"), ("file", "Pss_File")):
+            match = re.search(rf"{field}:\s+(\d+)", rollup)
             result[name] += int(match.group(1)) * 1024 if match else 0
         with contextlib.suppress(OSError):
             for number in os.listdir(f"/proc/{pid}/fd"):
