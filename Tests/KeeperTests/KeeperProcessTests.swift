@@ -67,7 +67,8 @@ import Testing
 
     @Test("A server whose keeper is killed knows it") func orphan() throws {
         let outcome = try run("orphan")
-        #expect(outcome.lines == ["started 0", "alone"])
+        // The keeper may die before it has said that it started one.
+        #expect(outcome.lines.filter { $0 != "started 0" } == ["alone"])
         #expect(outcome.status == 128 + SIGKILL)
     }
 
@@ -85,9 +86,9 @@ import Testing
     }
 
     @Test("A server inherits the environment but WATCHDOG_PID, and no descriptor but its end") func inherited() throws {
-        let outcome = try run("sh", "echo $KEPT,$WATCHDOG_PID,$MEMDEVD_KEEPER_FD,$MEMDEVD_GENERATION; ls /proc/$$/fd | tr \"\\n\" \" \"; echo")
-        #expect(outcome.lines.dropFirst().first == "yes,,3,0")
-        #expect(outcome.lines.last?.split(separator: " ").compactMap { Int($0) }.filter { $0 < 10 } == [0, 1, 2, 3])
+        let outcome = try run("sh", "echo $KEPT,$WATCHDOG_PID,$MEMDEVD_KEEPER_FD,$MEMDEVD_GENERATION; exec ls -m /proc/self/fd")
+        // 4 is the directory that it lists. Keeper and server speak at the same time.
+        #expect(outcome.lines.filter { $0 != "started 0" } == ["yes,,3,0", "0, 1, 2, 3, 4"])
         #expect(outcome.status == 0)
     }
 }
