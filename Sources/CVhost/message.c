@@ -18,6 +18,11 @@ int cvhost_socketpair(int fds[2])
 	return socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds) < 0 ? -errno : 0;
 }
 
+int cvhost_record_socketpair(int fds[2])
+{
+	return socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, fds) < 0 ? -errno : 0;
+}
+
 // -ENAMETOOLONG when the path does not fit sun_path (107 bytes).
 static int cvhost_unix_address(struct sockaddr_un *out, const char *path)
 {

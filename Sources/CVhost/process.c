@@ -2,6 +2,7 @@
 #include "include/cvhost_process.h"
 
 #include <errno.h>
+#include <limits.h>
 #include <poll.h>
 #include <pthread.h>
 #include <sched.h>
@@ -95,12 +96,14 @@ int cvhost_raise_descriptor_limit(void)
 	if (getrlimit(RLIMIT_NOFILE, &limit) < 0)
 		return -errno;
 	limit.rlim_cur = limit.rlim_max;
-	return setrlimit(RLIMIT_NOFILE, &limit) < 0 ? -errno : 0;
+	if (setrlimit(RLIMIT_NOFILE, &limit) < 0)
+		return -errno;
+	return limit.rlim_max > INT_MAX ? INT_MAX : (int)limit.rlim_max;
 }
 
-int cvhost_poll3(int first, int second, int third, int milliseconds)
+static int cvhost_poll_three(int first, int second, int third, short events, int milliseconds)
 {
-	struct pollfd polls[3] = { { first, POLLIN, 0 }, { second, POLLIN, 0 }, { third, POLLIN, 0 } };
+	struct pollfd polls[3] = { { first, POLLIN, 0 }, { second, POLLIN, 0 }, { third, events, 0 } };
 	int result;
 	do {
 		result = poll(polls, 3, milliseconds);
@@ -112,6 +115,16 @@ int cvhost_poll3(int first, int second, int third, int milliseconds)
 		if (polls[i].revents)
 			ready |= 1 << i;
 	return ready;
+}
+
+int cvhost_poll3(int first, int second, int third, int milliseconds)
+{
+	return cvhost_poll_three(first, second, third, POLLIN, milliseconds);
+}
+
+int cvhost_poll3_writing(int first, int second, int third, int milliseconds)
+{
+	return cvhost_poll_three(first, second, third, POLLOUT, milliseconds);
 }
 
 int cvhost_set_thread_name(const char *name)

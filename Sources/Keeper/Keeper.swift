@@ -33,7 +33,7 @@ package struct Keeper: ~Copyable {
         package var arguments: [String]
         /// A server that says nothing for so long is killed; nil: never.
         package var silenceMilliseconds: Int64? = 10_000
-        /// Most descriptors held.
+        /// Most descriptors held; fewer where the limit of open files is lower.
         package var heldMax = 16_384
         /// Exit statuses after which no other server is started: it ended as it should, or another would end alike.
         package var finalStatuses: Set<Int32> = [0, 64, 78]
@@ -47,10 +47,13 @@ package struct Keeper: ~Copyable {
     package static let restartStatus: Int32 = 75
 
     private let options: Options
+    private let heldMax: Int
     private let signals: Descriptor
     private var held: [[UInt8]: Int32] = [:]
     /// Keys in the order of their arrival, for the same order in the next server.
     private var order: [[UInt8]] = []
+    /// What the server has asked for and did not have room for yet; nil stands for the end.
+    private var unsent: ArraySlice<[UInt8]?> = []
     private var deathsInARow = 0
     /// How often it was asked to end. The server decides; one that was killed over it has not, so the next one is asked again.
     private var endings = 0
@@ -59,7 +62,8 @@ package struct Keeper: ~Copyable {
     /// What is held from the beginning: without more there is nothing to lose.
     private var heldFirst = 0
 
-    private static let timeoutMilliseconds: Int32 = 5_000
+    /// Open files that it needs for itself: to start another server above all.
+    private static let spareDescriptors = 64
     private static let quickDeathNanoseconds: Int64 = 500_000_000
     /// Quick deaths in a row that cost no pause: guests wait meanwhile.
     private static let freeDeaths = 3
@@ -67,9 +71,11 @@ package struct Keeper: ~Copyable {
 
     /// Blocks the signals it takes in this thread. Before any other thread exists.
     package init(options: Options) throws(Errno) {
+        let limit = try check(cvhost_raise_descriptor_limit())
+        let signals = try check(cvhost_signal_fd())
         self.options = options
-        signals = Descriptor(owning: try check(cvhost_signal_fd()))
-        _ = cvhost_raise_descriptor_limit()
+        self.heldMax = max(0, min(options.heldMax, Int(limit) - Self.spareDescriptors))
+        self.signals = Descriptor(owning: signals)
     }
 
     deinit { for number in held.values { _ = close(number) } }
@@ -102,6 +108,7 @@ package struct Keeper: ~Copyable {
     /// Runs servers, one after the other, until one ends for good. Returns the exit status for this process.
     package mutating func run(onEvent: (KeeperEvent) -> Void) -> Int32 {
         var generation = 0
+        let heldAtFirst = held.count
         while true {
             let server: Server
             do throws(Errno) {
@@ -117,8 +124,8 @@ package struct Keeper: ~Copyable {
             let pid = server.pid
             let status = serve(server, onEvent)
             let exit = status & 0x7F == 0 ? status >> 8 & 0xFF : -1
-            // One that could not even start once would not the next time.
-            if options.finalStatuses.contains(exit) || (generation == 0 && exit == 1) { return exit }
+            // One that could not even start once would not the next time; one that had something to lose did start.
+            if options.finalStatuses.contains(exit) || (generation == 0 && exit == 1 && held.count <= heldAtFirst) { return exit }
             deathsInARow = Clock.nanoseconds() - began < Self.quickDeathNanoseconds ? deathsInARow + 1 : 0
             let wait = deathsInARow <= Self.freeDeaths ? 0 : min(Self.pauseMillisecondsMax, 50 << Int64(min(deathsInARow - Self.freeDeaths, 10)))
             if exit != Self.restartStatus {
@@ -132,9 +139,8 @@ package struct Keeper: ~Copyable {
     }
 
     private func start(_ generation: Int) throws(Errno) -> Server {
-        let pair = try MessageSocket.pair()
+        let pair = try MessageSocket.recordPair()
         let socket = MessageSocket(try pair.first.duplicate())
-        try socket.setTimeouts(receiveMilliseconds: Self.timeoutMilliseconds, sendMilliseconds: Self.timeoutMilliseconds)
         let environment = ["\(KeeperClient.descriptorVariable)=3", "\(KeeperClient.generationVariable)=\(generation)"]
         let childEnd = pair.second.number
         let pid = try check(
@@ -142,21 +148,34 @@ package struct Keeper: ~Copyable {
                 unsafe CStrings.with(environment) { unsafe cvhost_spawn(options.executable, arguments, $0, childEnd) }
             })
         let now = Clock.nanoseconds()
-        return Server(pid: pid, process: Descriptor(owning: try check(cvhost_pidfd_open(pid))), socket: socket, began: now, heard: now)
+        let process = cvhost_pidfd_open(pid)
+        if process < 0 {
+            // Its end would not be noticed, and two servers must never run.
+            _ = kill(pid, SIGKILL)
+            while waitpid(pid, nil, 0) < 0, errno == EINTR {}
+        }
+        return Server(pid: pid, process: Descriptor(owning: try check(process)), socket: socket, began: now, heard: now)
     }
 
     /// Serves one server until it is dead and reaped; returns its wait status.
     private mutating func serve(_ server: consuming Server, _ onEvent: (KeeperEvent) -> Void) -> Int32 {
         var listening = true
+        unsent = []
         while true {
-            let ready = cvhost_poll3(server.process.number, signals.number, listening ? server.socket.descriptor.number : -1, 500)
+            let socket = listening ? server.socket.descriptor.number : -1
+            let ready =
+                unsent.isEmpty
+                ? cvhost_poll3(server.process.number, signals.number, socket, 500)
+                : cvhost_poll3_writing(server.process.number, signals.number, socket, 500)
             if ready > 0, ready & 4 != 0 {
                 do throws(Errno) {
                     listening = try answer(server.socket, pid: server.pid)
                     server.heard = Clock.nanoseconds()
                 } catch {
-                    onEvent(.misbehaved(pid: server.pid))
                     listening = false
+                    // It has died, or hung up: that is no fault of what it sent.
+                    if error == .connectionReset || error == .brokenPipe { continue }
+                    onEvent(.misbehaved(pid: server.pid))
                     _ = kill(server.pid, SIGKILL)
                 }
             }
@@ -196,25 +215,53 @@ package struct Keeper: ~Copyable {
 
     // MARK: Requests
 
-    /// Answers one record. False at the end of the connection.
+    /// Sends something without waiting. False when there is no room: only a server that does not read its answers gets there.
+    private func send(_ record: KeeperRecord, _ descriptors: [Int32] = [], to socket: borrowing MessageSocket) throws(Errno) -> Bool {
+        do throws(Errno) {
+            try socket.send(record.encoded, descriptors: descriptors, dontWait: true)
+            return true
+        } catch {
+            if error != .again { throw error }
+            return false
+        }
+    }
+
+    /// Sends as much of what was asked for as there is room for. Nothing else is asked meanwhile, so what is held stays as it is.
+    private mutating func handOver(_ socket: borrowing MessageSocket) throws(Errno) {
+        while let next = unsent.first {
+            let sent = if let key = next { try send(KeeperRecord(.held, key: key), [held[key]!], to: socket) } else { try send(KeeperRecord(.end), to: socket) }
+            if !sent { return }
+            unsent.removeFirst()
+        }
+    }
+
+    /// Answers one record, or goes on with what it has begun. Never waits. False at the end of the connection.
     private mutating func answer(_ socket: borrowing MessageSocket, pid: Int32) throws(Errno) -> Bool {
+        if !unsent.isEmpty {
+            try handOver(socket)
+            return true
+        }
         var descriptors = DescriptorList()
-        var bytes: [UInt8] = []
-        guard try socket.receive(KeeperRecord.bytes, into: &bytes, descriptors: &descriptors) else { return false }
+        var lacking = false
+        // One byte more, to know a record that is too long.
+        let bytes = try socket.receiveRecord(KeeperRecord.bytes + 1, descriptors: &descriptors, lacking: &lacking)
+        if bytes.isEmpty { return false }
         guard let record = KeeperRecord(decoding: bytes) else { throw .invalid }
         var status: Int32 = 0
         switch record.operation {
         case .hold:
-            if descriptors.count == 1, held[record.key] != nil || held.count < options.heldMax {
+            if lacking || descriptors.count != 1 {
+                status = lacking && descriptors.count == 0 ? EMFILE : EINVAL
+            } else if held[record.key] != nil || held.count < heldMax {
                 put(record.key, descriptors.takeFirst()!)
             } else {
-                status = descriptors.count == 1 ? ENOSPC : EINVAL
+                status = ENOSPC
             }
         case .release:
             release(record.key)
         case .takeAll:
-            for key in order { try socket.send(KeeperRecord(.held, key: key).encoded, descriptors: [held[key]!]) }
-            try socket.send(KeeperRecord(.end).encoded)
+            unsent = (order + [nil])[...]
+            try handOver(socket)
             return true
         case .alive:
             // It takes signals by now.
@@ -226,7 +273,7 @@ package struct Keeper: ~Copyable {
         case .done, .held, .end:
             throw .invalid
         }
-        try socket.send(KeeperRecord(.done, status: status).encoded)
+        _ = try send(KeeperRecord(.done, status: status), to: socket)
         return true
     }
 }

@@ -24,7 +24,7 @@ package final class KeeperClient: DescriptorVault {
     /// False when the keeper is gone: nothing new can be held, what runs goes on.
     package var isConnected: Bool { !lost.load(ordering: .acquiring) }
 
-    /// `EPIPE`: the keeper is gone. `ENAMETOOLONG`, `ENOSPC`: it refuses.
+    /// `EPIPE`, `ECONNRESET`: the keeper is gone. `ENAMETOOLONG`, `ENOSPC`, `EMFILE`: it refuses. `EBADF`: there is no such descriptor.
     package func hold(_ number: Int32, key: String) throws(Errno) { try request(.hold, key, descriptors: [number]) }
 
     package func release(_ prefix: String) { try? request(.release, prefix) }
@@ -64,7 +64,14 @@ package final class KeeperClient: DescriptorVault {
         guard key.count <= KeeperRecord.keyBytesMax else { throw Errno(ENAMETOOLONG) }
         var status: Int32 = 0
         let failure = locked { () throws(Errno) in
-            try socket.send(KeeperRecord(operation, key: key).encoded, descriptors: descriptors)
+            do throws(Errno) {
+                try socket.send(KeeperRecord(operation, key: key).encoded, descriptors: descriptors)
+            } catch {
+                // Nothing was sent, and the keeper is not to blame.
+                if error != .bad && error != .tooManyReferences { throw error }
+                status = error.code
+                return
+            }
             var none = DescriptorList()
             let answer = try receive(&none)
             guard answer.operation == .done else { throw .protocolError }

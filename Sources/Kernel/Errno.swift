@@ -20,6 +20,8 @@ package struct Errno: Error, Equatable, Hashable, Sendable, CustomStringConverti
     package static let protocolError = Errno(EPROTO)
     package static let timedOut = Errno(ETIME)
     package static let range = Errno(ERANGE)
+    package static let brokenPipe = Errno(EPIPE)
+    package static let connectionReset = Errno(ECONNRESET)
     package static let notSupported = Errno(EOPNOTSUPP)
     package static let bad = Errno(EBADF)
     package static let fault = Errno(EFAULT)

@@ -1,7 +1,7 @@
 internal import CVhost
 import Glibc
 
-/// A Unix stream socket that carries descriptors.
+/// A Unix socket that carries descriptors: a stream, or (`recordPair`) one that keeps the bounds of messages.
 /// Concurrency: one thread receives; any may send (each send is one system call for a message that fits the socket buffer).
 package struct MessageSocket: ~Copyable, Sendable {
     package let descriptor: Descriptor
@@ -47,6 +47,13 @@ package struct MessageSocket: ~Copyable, Sendable {
     package static func pair() throws(Errno) -> Pair {
         var ends: [Int32] = [0, 0]
         _ = try check(unsafe cvhost_socketpair(&ends))
+        return Pair(first: Descriptor(owning: ends[0]), second: Descriptor(owning: ends[1]))
+    }
+
+    /// Two connected ends between which a message arrives as a whole or not at all. Wraps `socketpair(SOCK_SEQPACKET)`.
+    package static func recordPair() throws(Errno) -> Pair {
+        var ends: [Int32] = [0, 0]
+        _ = try check(unsafe cvhost_record_socketpair(&ends))
         return Pair(first: Descriptor(owning: ends[0]), second: Descriptor(owning: ends[1]))
     }
 
@@ -112,6 +119,21 @@ package struct MessageSocket: ~Copyable, Sendable {
             done += Int(n)
         }
         return true
+    }
+
+    /// The next message of an end of `recordPair`, without waiting, at most `most` bytes of it; adds the descriptors that came along to `descriptors`. Empty at
+    /// the end. `lacking`: not all of those could be taken (`descriptorsMax`, or this process has as many open as it may). `EAGAIN`: there is none. Wraps `recvmsg(2)`.
+    package borrowing func receiveRecord(_ most: Int, descriptors: inout DescriptorList, lacking: inout Bool) throws(Errno) -> [UInt8] {
+        var bytes = [UInt8](repeating: 0, count: most)
+        var numbers = [Int32](repeating: -1, count: Self.descriptorsMax)
+        var received: UInt32 = 0
+        var truncated: Int32 = 0
+        let n = unsafe bytes.withUnsafeMutableBytes { buffer in
+            unsafe cvhost_receive(descriptor.number, buffer.baseAddress!, UInt64(most), &numbers, &received, &truncated, cvhost_msg_dontwait)
+        }
+        for number in numbers.prefix(Int(received)) { descriptors.append(Descriptor(owning: number)) }
+        lacking = truncated != 0
+        return Array(bytes.prefix(Int(try check(n))))
     }
 }
 

@@ -10,6 +10,9 @@ int cvhost_socket(void);
 
 int cvhost_socketpair(int fds[2]);
 
+// SOCK_SEQPACKET: a message arrives as a whole or not at all.
+int cvhost_record_socketpair(int fds[2]);
+
 int cvhost_bind(int fd, const char *path);
 
 int cvhost_connect(int fd, const char *path);

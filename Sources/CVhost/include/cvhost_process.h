@@ -13,11 +13,14 @@ int32_t cvhost_spawn(const char *path, char *const arguments[], char *const envi
 // waitpid(2) without waiting: the wait status in *status and the pid; 0 when it still runs.
 int32_t cvhost_reap(int32_t pid, int *status);
 
-// The soft limit of open descriptors becomes the hard one.
+// The soft limit of open descriptors becomes the hard one, which is returned.
 int cvhost_raise_descriptor_limit(void);
 
 // poll(2) for reading of up to three descriptors (negative: none): bit i is set when descriptor i is readable or at its end.
 int cvhost_poll3(int first, int second, int third, int milliseconds);
+
+// The same, but the third for writing.
+int cvhost_poll3_writing(int first, int second, int third, int milliseconds);
 
 int cvhost_set_thread_name(const char *name);
 
