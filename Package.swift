@@ -57,7 +57,9 @@ let package = Package(
         .executableTarget(name: "test-keeper", dependencies: ["Keeper"], path: "Tests/TestKeeper", swiftSettings: swift),
         .testTarget(name: "ControlAPITests", dependencies: ["ControlAPI"], swiftSettings: swift),
         .testTarget(name: "SettingsTests", dependencies: ["Settings", "ControlAPI"], swiftSettings: swift),
-        .testTarget(name: "MemdevdTests", dependencies: ["memdevd", "MemDeviceServer", "RemoteRAM", "ControlAPI", "Kernel", "Settings", "TestSupport"], swiftSettings: swift),
+        .testTarget(
+            name: "MemdevdTests", dependencies: ["memdevd", "MemDeviceServer", "RemoteRAM", "ControlAPI", "Kernel", "Settings", "TestSupport"],
+            swiftSettings: swift),
         .testTarget(name: "MemdevctlTests", dependencies: ["memdevctl", "ControlAPI"], swiftSettings: swift),
     ]
 )

@@ -114,7 +114,9 @@ import Testing
         first["a"]?.device.abandon()
     }
 
-    @Test("What cannot be understood stays whole, and nobody gets its vm-id", arguments: ["version", "cut", "table", "swap"]) func refused(_ what: String) throws {
+    @Test("What cannot be understood stays whole, and nobody gets its vm-id", arguments: ["version", "cut", "table", "swap"]) func refused(_ what: String)
+        throws
+    {
         let first = try leaveKept()
         switch what {
         case "version", "cut":

@@ -84,7 +84,9 @@ final class RingWriter: @unchecked Sendable {
         #expect(seen == Array(0..<14) && writer.tail == 15)
     }
 
-    @Test("A tail that the VMM has changed is a ring that is broken, or discards of its own pages", arguments: [100, UInt32.max]) func badTail(tail: UInt32) throws {
+    @Test("A tail that the VMM has changed is a ring that is broken, or discards of its own pages", arguments: [100, UInt32.max]) func badTail(tail: UInt32)
+        throws
+    {
         let writer = try RingWriter(entries: 16)
         _ = try writer.ring()
         unsafe writer.memory.address.storeBytes(of: tail, toByteOffset: 64, as: UInt32.self)
