@@ -101,6 +101,25 @@ package struct Descriptor: ~Copyable, Sendable {
         }
     }
 
+    /// `read` into an array; shorter at the end of the file.
+    package borrowing func bytes(_ count: Int, at offset: UInt64) throws(Errno) -> [UInt8] {
+        var bytes = [UInt8](repeating: 0, count: count)
+        var result: Result<Int, Errno> = .success(0)
+        unsafe bytes.withUnsafeMutableBytes { buffer in
+            do throws(Errno) { result = .success(try unsafe read(into: buffer, at: offset)) } catch { result = .failure(error) }
+        }
+        return Array(bytes.prefix(try result.get()))
+    }
+
+    /// `write` of an array.
+    package borrowing func write(_ bytes: [UInt8], at offset: UInt64) throws(Errno) {
+        var result: Result<Void, Errno> = .success(())
+        unsafe bytes.withUnsafeBytes { buffer in
+            do throws(Errno) { try unsafe write(buffer, at: offset) } catch { result = .failure(error) }
+        }
+        try result.get()
+    }
+
     /// Frees the blocks of a range; it reads as zeros afterwards. Wraps `fallocate(FALLOC_FL_PUNCH_HOLE)`.
     package borrowing func punchHole(at offset: UInt64, length: UInt64) throws(Errno) {
         _ = try check(cvhost_punch_hole(number, Int64(offset), Int64(length)))

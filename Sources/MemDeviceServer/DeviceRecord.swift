@@ -123,21 +123,16 @@ package struct DeviceRecord: Equatable, Sendable {
     package func hold(_ vault: any DescriptorVault, vm: String) throws(Errno) {
         let bytes = encoded
         let memory = try Memfd.create(name: "memdevd-record", size: UInt64(bytes.count))
-        try unsafe bytes.withUnsafeBytesTyped { buffer throws(Errno) in try unsafe memory.write(buffer, at: 0) }
+        try memory.write(bytes, at: 0)
         try vault.hold(memory.number, key: Self.key(vm, "record"))
     }
 
     package init(reading memory: borrowing Descriptor) throws(Failure) {
-        var bytes: [UInt8]
+        let bytes: [UInt8]
         do throws(Errno) {
             let size = try memory.status().bytes
             guard size > 0, size <= Self.bytesMax else { throw .invalid }
-            bytes = [UInt8](repeating: 0, count: Int(size))
-            var result: Result<Int, Errno> = .success(0)
-            unsafe bytes.withUnsafeMutableBytes { buffer in
-                do throws(Errno) { result = .success(try unsafe memory.read(into: buffer, at: 0)) } catch { result = .failure(error) }
-            }
-            _ = try result.get()
+            bytes = try memory.bytes(Int(size), at: 0)
         } catch {
             throw .unreadable(error)
         }
@@ -145,15 +140,4 @@ package struct DeviceRecord: Equatable, Sendable {
     }
 
     package static func key(_ vm: String, _ what: String) -> String { "vm/\(vm)/\(what)" }
-}
-
-extension Array where Element == UInt8 {
-    /// `withUnsafeBytes` that keeps the type of the error.
-    fileprivate func withUnsafeBytesTyped<R>(_ body: (UnsafeRawBufferPointer) throws(Errno) -> R) throws(Errno) -> R {
-        var result: Result<R, Errno>?
-        unsafe withUnsafeBytes { buffer in
-            do throws(Errno) { result = .success(try unsafe body(buffer)) } catch { result = .failure(error) }
-        }
-        return try result!.get()
-    }
 }

@@ -269,6 +269,7 @@ package final class DeviceRegistry: Sendable {
         _ = dropped
         guard let kept else { return }
         // In this order, and before another VMM can attach: what the record needs is held, and what is held is this VMM's.
+        // It fails when the keeper is gone: then nothing is adopted any more, and the log says so.
         try? saveRecord(vm: vm)
         kept.forgetRun()
         update(vm: vm) { $0.attachedPID = nil }
@@ -301,6 +302,7 @@ package final class DeviceRegistry: Sendable {
             return device?.setBudget(pages: pages) ?? pages
         }
         if let refusal { throw refusal }
+        // As above: the budget applies all the same.
         if self[vm]?.hasStarted == true { try? saveRecord(vm: vm) }
         return applied
     }

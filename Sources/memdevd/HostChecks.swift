@@ -54,19 +54,6 @@ enum HostChecks {
 
     private static func readText(_ path: String) throws(Errno) -> String {
         let file = try Descriptor.open(path, flags: O_RDONLY)
-        var bytes = [UInt8](repeating: 0, count: 512)
-        let count = try unsafe bytes.withUnsafeMutableBytesTyped { buffer throws(Errno) in try unsafe file.read(into: buffer, at: 0) }
-        return String(decoding: bytes.prefix(count), as: UTF8.self)
-    }
-}
-
-extension Array where Element == UInt8 {
-    /// `withUnsafeMutableBytes` that keeps the type of the error.
-    mutating func withUnsafeMutableBytesTyped<R>(_ body: (UnsafeMutableRawBufferPointer) throws(Errno) -> R) throws(Errno) -> R {
-        var result: Result<R, Errno>?
-        unsafe withUnsafeMutableBytes { buffer in
-            do throws(Errno) { result = .success(try unsafe body(buffer)) } catch { result = .failure(error) }
-        }
-        return try result!.get()
+        return String(decoding: try file.bytes(512, at: 0), as: UTF8.self)
     }
 }

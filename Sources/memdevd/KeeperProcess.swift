@@ -20,13 +20,14 @@ enum KeeperProcess {
 
     /// Gives up, in the server and before it has other threads, what it does not need. Guest memory is nobody's business, and its own is never swapped.
     static func confineServer(_ logger: Logger) {
-        func attempt(_ what: String, _ body: () throws(Errno) -> Void) {
-            do throws(Errno) { try body() } catch { logger.warning("cannot \(what): \(error)") }
-        }
-        attempt("lock memory, so this host may swap the server out", Privileges.lockMemory)
-        attempt("give up capabilities") { () throws(Errno) in try Privileges.keepOnly(serverCapabilities) }
-        attempt("give up gaining privileges by exec", Privileges.gainNothingByExec)
-        attempt("keep guest memory out of core dumps", Privileges.hideMemory)
+        attempt("lock memory, so this host may swap the server out", logger, Privileges.lockMemory)
+        attempt("give up capabilities", logger) { () throws(Errno) in try Privileges.keepOnly(serverCapabilities) }
+        attempt("give up gaining privileges by exec", logger, Privileges.gainNothingByExec)
+        attempt("keep guest memory out of core dumps", logger, Privileges.hideMemory)
+    }
+
+    private static func attempt(_ what: String, _ logger: Logger, level: Logger.Level = .warning, _ body: () throws(Errno) -> Void) {
+        do throws(Errno) { try body() } catch { logger.log(level: level, "cannot \(what): \(error)") }
     }
 
     /// Returns the exit status.
@@ -35,10 +36,10 @@ enum KeeperProcess {
             run: settings.runDirectory, state: settings.stateDirectory, vmmPath: settings.vmmSocketPath, controlPath: settings.controlSocketPath,
             socketMode: settings.socketMode)
         removeLeftovers(settings.stateDirectory, logger)
-        // Limits first: without the privilege they stay as they are, and the server says what that costs.
-        try? Privileges.liftLimits()
-        try? Privileges.bound(to: serverCapabilities)
-        try? Privileges.hideMemory()
+        // Where the privilege to lift limits is missing, a capability takes their place (`serverCapabilities`).
+        attempt("lift the limits of locked memory and nice values", logger, level: .debug, Privileges.liftLimits)
+        attempt("bound the server's capabilities", logger) { () throws(Errno) in try Privileges.bound(to: serverCapabilities) }
+        attempt("keep guest memory out of core dumps", logger, Privileges.hideMemory)
         do throws(Errno) {
             // The program on the disk, not the one that runs: a newer server takes over from an older one.
             var keeper = try Keeper(options: Keeper.Options(executable: try ownPath(), arguments: CommandLine.arguments))
