@@ -85,6 +85,15 @@ int64_t cvhost_splice(int from, int64_t *offset, int to, uint64_t length)
 	return n < 0 ? -errno : n;
 }
 
+int64_t cvhost_tee(int from, int to, uint64_t length)
+{
+	ssize_t n;
+	do {
+		n = tee(from, to, length, SPLICE_F_NONBLOCK);
+	} while (n < 0 && errno == EINTR);
+	return n < 0 ? -errno : n;
+}
+
 int64_t cvhost_pread(int fd, void *buffer, uint64_t length, int64_t offset)
 {
 	ssize_t n;

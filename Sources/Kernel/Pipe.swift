@@ -46,6 +46,11 @@ package struct Pipe: ~Copyable, Sendable {
         }
     }
 
+    /// Gives `other`, which is empty, references to the next pages too; returns the bytes shared. What lands in them later is seen by both readers. Wraps `tee(2)`.
+    package borrowing func share(with other: borrowing Pipe, length: UInt64) throws(Errno) -> UInt64 {
+        UInt64(try check(cvhost_tee(reader.number, other.writer.number, length)))
+    }
+
     /// Copies the next bytes out; all of `buffer` or an error.
     package borrowing func read(into buffer: UnsafeMutableRawBufferPointer) throws(Errno) {
         var done = 0

@@ -146,11 +146,13 @@ package final class DeviceRegistry: Sendable {
     // MARK: After this server's death
 
     /// Takes over a device of a server that has died; it does not run yet.
-    package func adopt(vm: String, record: DeviceRecord, kept: DescriptorBag, channel: BackendChannel?) throws(MemoryDevice.Failure) -> MemoryDevice {
+    package func adopt(
+        vm: String, record: DeviceRecord, kept: DescriptorBag, quietTime: Int64?, channel: BackendChannel?
+    ) throws(MemoryDevice.Failure) -> MemoryDevice {
         var settings = settings(vm, record.pageCount << pageShift)
         settings.vault = vault
         settings.budgetPages = record.budgetPages
-        let device = try MemoryDevice(adopting: kept, name: vm, pageCount: record.pageCount, settings: settings, onEvent: tell(of: vm))
+        let device = try MemoryDevice(adopting: kept, name: vm, pageCount: record.pageCount, quietTime: quietTime, settings: settings, onEvent: tell(of: vm))
         var entry = Entry(
             device: device, keep: record.keep, attachedPID: record.attached?.peer.pid, ownerUID: record.ownerUID, attached: record.attached,
             keepWanted: record.keep)

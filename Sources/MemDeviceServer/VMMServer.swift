@@ -122,8 +122,9 @@ package final class VMMServer: Sendable {
         let record = try DeviceRecord(reading: try kept.required("record"))
         var channel: BackendChannel?
         if let descriptor = kept.take("mapper/channel") { channel = BackendChannel(descriptor) }
-        let device = try registry.adopt(vm: vm, record: record, kept: kept, channel: channel)
-        guard let attached = record.attached else {
+        let journal = record.attached == nil ? nil : try ReclaimJournal(adopting: kept, prefix: "journal")
+        let device = try registry.adopt(vm: vm, record: record, kept: kept, quietTime: journal?.time, channel: channel)
+        guard let attached = record.attached, let journal else {
             // A VMM may have been on its way to START; it sees its connection end.
             device.finishDetached()
             device.forgetRun()
@@ -138,7 +139,7 @@ package final class VMMServer: Sendable {
                 memory: try kept.required("mapper/ring"), kick: try kept.required("mapper/kick"), entries: attached.ringEntries, goingOn: true)
         }
         let connection = HandOver(MessageSocket(try kept.required("mapper/connection")))
-        try device.start(mapper: mapper, discards: discards, left: try ReclaimJournal(adopting: kept, prefix: "journal"))
+        try device.start(mapper: mapper, discards: discards, left: journal)
         // Over the limit or not: it was let in once.
         connections.withLock { $0.resume(uid: attached.peer.uid) }
         let ring = discards

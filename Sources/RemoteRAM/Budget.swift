@@ -2,7 +2,7 @@
 package struct Budget: Equatable, Sendable {
     /// What the operator set. Exceeded only when faults that cannot wait any longer have used up the distance to `room`, or when paging out is impossible (disk full).
     package let limit: Int64
-    /// Faults wait for reclaim at this, up to 1 MiB below the limit.
+    /// Faults wait for reclaim at this: half-way to the limit. What is above is for those that must not wait for long (`DeviceCore.parkedNanosecondsMax`).
     package let room: Int64
     /// Reclaim starts above this…
     package let high: Int64
@@ -18,7 +18,7 @@ package struct Budget: Equatable, Sendable {
     package init(pages: UInt64, of devicePages: UInt64 = .max) {
         limit = Int64(clamping: pages)
         let step = pages >= devicePages ? 0 : min(4096, max(128, limit / 64))
-        room = max(0, limit - min(256, step / 2))
+        room = max(0, limit - step / 2)
         high = max(0, limit - step)
         low = max(0, limit - 2 * step)
     }

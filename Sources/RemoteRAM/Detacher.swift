@@ -8,15 +8,19 @@ import Kernel
 ///      judge     PAGEMAP_SCAN: a page that kept its write-protect marker was not written between protection and punch: its slot is current
 ///      put back  a page without the marker: its final content is read from the pipe and installed again, dirty
 ///
-/// When DMA may be in flight, the content of a written page is final only after the grace time: the pipe is kept until then.
+/// When DMA may be in flight, the content of a written page is final only after the grace time: the pipe is kept until then. A page that a fault waits for goes back alone
+/// when that time has passed; the others follow when it has passed by the quiet clock, which stands still while the fault waits: the read that waits there may have
+/// pinned them.
 /// Concurrency: belongs to the reclaim thread.
 final class Detacher {
     private let core: DeviceCore
     private let scanner: Scanner
     private let sink: Descriptor
     private let journal: ReclaimJournal
-    /// Since when the process before this one has been dead.
-    private let aliveUntil: Int64
+    /// For a second reference to pages of a pipe.
+    private let scratch: Pipe
+    /// One page on its way back from `scratch`.
+    private let page: UnsafeMutableRawPointer
     private var free: [PipeBox] = []
     private var pending: [PutBack] = []
 
@@ -28,9 +32,14 @@ final class Detacher {
         var pages: [PageIndex]
         /// One for each of `pages`.
         var written: [Bool]
+        /// Place of the first in the journal.
+        var offset = 0
+        /// When they may go back, by the quiet clock…
         var due: Int64
-        /// When the pages were taken.
-        var begun: Int64
+        /// …and, those that a fault waits for, by the monotonic clock.
+        var awaitedDue: Int64
+        /// When nobody waited for one of them, at last.
+        var unawaitedUntil: Int64
     }
 
     /// Pages of one batch: short, because a fault on one of them waits for all, and a page written within the time that the batch takes must be put back.
@@ -42,7 +51,8 @@ final class Detacher {
         self.scanner = scanner
         sink = try Descriptor.open("/dev/null", flags: O_WRONLY)
         journal = core.journal
-        aliveUntil = journal.aliveUntil
+        scratch = try Pipe(pages: Self.pagesMax)
+        page = .allocate(byteCount: pageBytes, alignment: pageBytes)
         // An entry that was published before this must be known before its page can be in use again.
         if journal.isAdopted { core.waitForDiscards() }
         for box in journal.pipe {
@@ -57,9 +67,10 @@ final class Detacher {
         }
         if journal.isAdopted {
             releaseStranded()
-            journal.noteAlive(Clock.nanoseconds())
         }
     }
+
+    deinit { unsafe page.deallocate() }
 
     /// Pages that are out of the memfd and in no pipe: the VMM had punched them out by itself before they were pinned.
     private func releaseStranded() {
@@ -71,10 +82,11 @@ final class Detacher {
         }
     }
 
-    var hasPending: Bool { !pending.isEmpty }
-
-    /// When the next put-back is due, in nanoseconds of the monotonic clock.
-    var nextDue: Int64? { pending.map(\.due).min() }
+    /// How long until the next put-back is due; nil: there is none.
+    var nextDueNanoseconds: Int64? {
+        let (now, quiet) = (Clock.nanoseconds(), core.quiet.nanoseconds)
+        return pending.lazy.map { min($0.due - quiet, self.isAwaited($0) ? $0.awaitedDue - now : .max) }.min()
+    }
 
     /// Detaches those of `pages` (ascending) that are clean. They must have been scanned just before. Returns how many left DRAM.
     func detach(_ pages: [PageIndex]) -> Int {
@@ -96,21 +108,77 @@ final class Detacher {
 
     /// Puts back what is due; with `all`, waits for everything.
     func settle(all: Bool) {
-        while let next = pending.first {
-            let now = Clock.nanoseconds()
-            if now < next.due {
-                if !all { return }
-                usleep(useconds_t((next.due - now) / 1000 + 1))
+        while true {
+            noteAwaited()
+            for index in pending.indices where Clock.nanoseconds() >= pending[index].awaitedDue && isAwaited(pending[index]) { putBackAwaited(index) }
+            noteAwaited()
+            while let index = pending.firstIndex(where: { core.quiet.nanoseconds >= $0.due }) {
+                let next = pending.remove(at: index)
+                putBack(next.pages, next.written, next.box)
             }
-            pending.removeFirst()
-            putBack(next.pages, next.written, next.box)
+            if !all || pending.isEmpty { return }
+            Clock.sleep(milliseconds: 1)
         }
     }
 
-    /// Stops the grace time's clock while a fault waits for a page that is to be put back.
-    func noteWaiting() {
-        let since = pending.lazy.filter { back in zip(back.pages, back.written).contains { $1 && self.core.table[$0].waiting } }.map(\.begun).min() ?? 0
-        core.quiet.putBackSince.store(since, ordering: .sequentiallyConsistent)
+    /// Stops the quiet clock while a fault waits for a page that is to be put back.
+    private func noteAwaited() {
+        var since: Int64?
+        for index in pending.indices {
+            // The time before the look: a fault that comes after it is seen by the next.
+            let now = Clock.nanoseconds()
+            if isAwaited(pending[index]) {
+                since = min(since ?? .max, pending[index].unawaitedUntil)
+            } else {
+                pending[index].unawaitedUntil = now
+            }
+        }
+        if let since { core.quiet.stand(since: since) } else { core.quiet.run() }
+    }
+
+    private func isAwaited(_ back: PutBack) -> Bool { back.pages.indices.contains { isAwaited(back, $0) } }
+
+    private func isAwaited(_ back: PutBack, _ index: Int) -> Bool {
+        guard back.written[index] else { return false }
+        let entry = core.table[back.pages[index]]
+        return entry.phase == .detaching && entry.waiting
+    }
+
+    /// Puts back those of a pipe's pages that a fault waits for. The pipe keeps its references to all, for whoever may have pinned the others; an heir finds the ones put back
+    /// in the memfd.
+    private func putBackAwaited(_ at: Int) {
+        let box = pending[at].box
+        for (index, page) in pending[at].pages.enumerated() where isAwaited(pending[at], index) {
+            if core.table.isDiscarded(page) {
+                release(page)
+            } else {
+                do throws(Errno) {
+                    try copyOut(index, of: box)
+                } catch {
+                    core.report(.kernelRefused("reading page \(page) back from its pipe", error))
+                    return
+                }
+                install(page, from: unsafe self.page)
+                // As in `putBack`.
+                core.waitForDiscards()
+                resume(page, written: true)
+                core.counters.pagesPutBack.add(1)
+            }
+            journal.crossOut(box, pending[at].offset + index)
+            pending[at].written[index] = false
+        }
+        // Nothing is left to wait for.
+        if !pending[at].written.contains(true) { pending[at].due = 0 }
+    }
+
+    /// Copies a page that a pipe holds, without taking it out.
+    private func copyOut(_ index: Int, of box: PipeBox) throws(Errno) {
+        let left = try scratch.readableBytes()
+        if left > 0 { try scratch.drop(UInt64(left), into: sink) }
+        let bytes = UInt64((index + 1) * pageBytes)
+        guard try box.pipe.share(with: scratch, length: bytes) == bytes else { throw .io }
+        if index > 0 { try scratch.drop(UInt64(index * pageBytes), into: sink) }
+        try unsafe scratch.read(into: UnsafeMutableRawBufferPointer(start: page, count: pageBytes))
     }
 
     private func takePipe() -> PipeBox? {
@@ -179,11 +247,14 @@ final class Detacher {
         let rest = left.taken..<pages.count
         if back.contains(true) {
             for index in pages.indices where !back[index] { journal.crossOut(box, index) }
-            // The grace time stood still while nobody lived. It does not begin anew: servers that die early would never put anything back.
-            var due = now + core.graceMilliseconds * 1_000_000
-            if let left = left.due { due = min(due, left + max(0, now - aliveUntil)) }
+            // The quiet clock stood still while nobody lived. The time does not begin anew: servers that die early would never put anything back.
+            let quiet = core.quiet.nanoseconds
+            let due = min(left.due ?? .max, quiet + core.quietMilliseconds * 1_000_000)
             journal.noteDue(box, due)
-            pending.append(PutBack(box: box, pages: Array(pages[rest]), written: Array(back[rest]), due: due, begun: now))
+            pending.append(
+                PutBack(
+                    box: box, pages: Array(pages[rest]), written: Array(back[rest]), offset: left.taken, due: due, awaitedDue: now + due - quiet,
+                    unawaitedUntil: now))
         } else {
             discardPipe(box, pages: rest.count)
         }
@@ -262,9 +333,10 @@ final class Detacher {
             // They may come back and go out again while the others wait here.
             for index in pages.indices where !back[index] { journal.crossOut(box, index) }
             let now = Clock.nanoseconds()
-            let due = now + core.graceMilliseconds * 1_000_000
+            let delay = core.quietMilliseconds * 1_000_000
+            let due = core.quiet.nanoseconds + delay
             journal.noteDue(box, due)
-            pending.append(PutBack(box: box, pages: pages, written: back, due: due, begun: now))
+            pending.append(PutBack(box: box, pages: pages, written: back, due: due, awaitedDue: now + delay, unawaitedUntil: now))
         }
         return left
     }

@@ -76,7 +76,7 @@ package final class DeviceCore: @unchecked Sendable {
     /// How often the discard ring has been read.
     package let discardDrains = Atomic<UInt64>(0)
     /// Time for the grace time.
-    package let quiet = QuietClock()
+    package let quiet: QuietClock
     package let faultWork: EventCounter
     package let reclaimWork: EventCounter
     private let budgetLimit: Atomic<Int64>
@@ -84,7 +84,8 @@ package final class DeviceCore: @unchecked Sendable {
 
     package init(
         name: String, table: PageTable, memfd: consuming Descriptor, swap: consuming SwapFile, mapper: Mapper, settings: DeviceSettings,
-        budgetPages: UInt64, counters: Counters, discards: DiscardRing?, journal: ReclaimJournal, onEvent: @escaping @Sendable (DeviceEvent) -> Void
+        budgetPages: UInt64, counters: Counters, discards: DiscardRing?, journal: ReclaimJournal, quiet: QuietClock,
+        onEvent: @escaping @Sendable (DeviceEvent) -> Void
     ) throws(Errno) {
         self.name = name
         self.table = table
@@ -95,6 +96,7 @@ package final class DeviceCore: @unchecked Sendable {
         self.counters = counters
         self.discards = discards
         self.journal = journal
+        self.quiet = quiet
         self.onEvent = onEvent
         faultWork = try EventCounter()
         reclaimWork = try EventCounter()
@@ -113,6 +115,22 @@ package final class DeviceCore: @unchecked Sendable {
     /// The grace time that applies: none when the VMM promised that there is no DMA.
     package var graceMilliseconds: Int64 { mapper.noDMA ? 0 : settings.graceMilliseconds }
 
+    /// How long a page must be unwritten, by the quiet clock, and how long one that was written while it went out stays away: the grace time and what a read may have
+    /// waited for room.
+    package var quietMilliseconds: Int64 { graceMilliseconds + (graceMilliseconds + 3) / 4 }
+
+    /// `quietMilliseconds` in units of `Stamp`; 0 = no page needs to be quiet.
+    package var quietUnits: Int64 { Stamp.units(covering: quietMilliseconds) }
+
+    /// How long a fault may wait for room in the budget before it exceeds it. One direct read pins up to 256 pages before it is submitted (BIO_MAX_VECS), and waits here
+    /// for each that is away: all that together must be less than `quietMilliseconds` adds to the grace time.
+    package var parkedNanosecondsMax: Int64 {
+        graceMilliseconds == 0 ? Self.parkedNanosecondsMaxWithoutDMA : graceMilliseconds * 1_000_000 / (4 * Self.pinnedPagesMax)
+    }
+
+    private static let pinnedPagesMax: Int64 = 256
+    private static let parkedNanosecondsMaxWithoutDMA: Int64 = 1_000_000_000
+
     package func report(_ event: DeviceEvent) { onEvent(event) }
 
     /// Whether a fault may take `pages` more.
@@ -121,8 +139,9 @@ package final class DeviceCore: @unchecked Sendable {
         table.residentPages + pages <= budget.room || reclaimBlocked.load(ordering: .relaxed)
     }
 
-    /// For the fault thread; told once in a while.
+    /// For the fault thread, which lets a fault pass that there is no room for; told once in a while.
     package func reportOverBudget() {
+        guard table.residentPages >= budget.limit else { return }
         let now = Clock.nanoseconds()
         guard now - lastOverBudget.load(ordering: .relaxed) > 10_000_000_000 else { return }
         lastOverBudget.store(now, ordering: .relaxed)

@@ -38,7 +38,6 @@ final class FaultThread {
     private static let tagWork: UInt64 = 2 << 32
     private static let tagKick: UInt64 = 3 << 32
     private static let messagesMax = 64
-    private static let parkedMillisecondsMax: Int64 = 1000
     private static let nice: Int32 = -10
     private static let idleNanoseconds: Int64 = 1_000_000_000
     private static let parkedNanoseconds: Int64 = 2_000_000
@@ -54,8 +53,7 @@ final class FaultThread {
         counters = core.counters
         ring = try Ring(entries: 128, bufferCount: PageInSlots.bufferPages, bufferBytes: pageBytes)
         unsafe messages = .allocate(capacity: Self.messagesMax)
-        let milliseconds = core.graceMilliseconds == 0 ? Self.parkedMillisecondsMax : min(Self.parkedMillisecondsMax, core.graceMilliseconds / 2)
-        parkedNanosecondsMax = milliseconds * 1_000_000
+        parkedNanosecondsMax = core.parkedNanosecondsMax
         readAhead = ReadAhead(windowMax: core.settings.readAheadPagesMax, pageCount: core.table.pageCount)
         parked.reserveCapacity(256)
     }
@@ -79,7 +77,7 @@ final class FaultThread {
             if spin > 0, slots.inFlight > 0, Clock.nanoseconds() < spinUntil {
                 ring.submitAndReap()
             } else {
-                ring.submitAndWait(nanoseconds: parked.isEmpty && discarding.isEmpty ? Self.idleNanoseconds : Self.parkedNanoseconds)
+                ring.submitAndWait(nanoseconds: pause)
             }
             let completed = reap()
             let answered = readFaults()
@@ -92,6 +90,11 @@ final class FaultThread {
         for (request, _) in discarding { request.isDone.store(true, ordering: .releasing) }
         for request in loads { request.isDone.store(true, ordering: .releasing) }
         load?.request.isDone.store(true, ordering: .releasing)
+    }
+
+    private var pause: Int64 {
+        if !parked.isEmpty { return min(Self.parkedNanoseconds, parkedNanosecondsMax) }
+        return discarding.isEmpty ? Self.idleNanoseconds : Self.parkedNanoseconds
     }
 
     private func reap() -> Bool {
@@ -178,30 +181,24 @@ final class FaultThread {
     private func park(_ page: PageIndex, arrived: Int64) {
         // Signals and needless wake-ups raise a fault again.
         if !parked.contains(where: { $0.page == page }) { parked.append((page, arrived)) }
-        noteParked()
         counters.faultsParked.add(1)
         core.faultsParked.store(true, ordering: .sequentiallyConsistent)
         core.wakeReclaim()
     }
 
     private func retryParked() {
-        defer { noteParked() }
         guard !parked.isEmpty else { return }
         let waiting = parked
         parked.removeAll(keepingCapacity: true)
         core.faultsParked.store(false, ordering: .sequentiallyConsistent)
         let now = Clock.nanoseconds()
         for fault in waiting {
-            // A guest over its budget is better than one that hangs, and see `QuietClock`.
+            // A guest over its budget is better than one that hangs or loses a direct read.
             ignoresBudget = now - fault.arrived > parkedNanosecondsMax
             if ignoresBudget { core.reportOverBudget() }
             answer(fault.page, arrived: fault.arrived)
         }
         ignoresBudget = false
-    }
-
-    private func noteParked() {
-        core.quiet.parkedSince.store(parked.lazy.map(\.arrived).min() ?? 0, ordering: .sequentiallyConsistent)
     }
 
     /// Tells reclaim when the claimed pages have crossed the mark.

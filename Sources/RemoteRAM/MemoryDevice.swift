@@ -15,6 +15,7 @@ package final class MemoryDevice: Sendable {
     /// The guest's memory, sealed against changes of its size. Handed to the VMM.
     package let memfd: Descriptor
     package let counters = Counters()
+    private let quiet: QuietClock
     private let settings: DeviceSettings
     private let swapPath: String
     private let budgetPages: Mutex<UInt64>
@@ -66,6 +67,7 @@ package final class MemoryDevice: Sendable {
         self.pageCount = pageCount
         self.settings = settings
         self.onEvent = onEvent
+        quiet = QuietClock()
         swapPath = settings.swapDirectory + "/" + name + ".swap"
         do throws(Errno) {
             table = try PageTable(pageCount: pageCount)
@@ -93,14 +95,16 @@ package final class MemoryDevice: Sendable {
     }
 
     /// The device of a process that has died (and has been waited for), from what a vault held for it: `memory`, `table`, `swap`. Resolves what that process was
-    /// doing (rule R8); `start` with the journal does the rest.
+    /// doing (rule R8); `start` with the journal does the rest. `quietTime`: what the journal says of the quiet clock; nil: no VMM is attached.
     package init(
-        adopting kept: DescriptorBag, name: String, pageCount: UInt64, settings: DeviceSettings, onEvent: @escaping @Sendable (DeviceEvent) -> Void
+        adopting kept: DescriptorBag, name: String, pageCount: UInt64, quietTime: Int64?, settings: DeviceSettings,
+        onEvent: @escaping @Sendable (DeviceEvent) -> Void
     ) throws(Failure) {
         self.name = name
         self.pageCount = pageCount
         self.settings = settings
         self.onEvent = onEvent
+        quiet = quietTime.map { QuietClock(goingOnFrom: $0) } ?? QuietClock()
         swapPath = settings.swapDirectory + "/" + name + ".swap"
         do throws(Errno) {
             memfd = try kept.required("memory")
@@ -120,7 +124,7 @@ package final class MemoryDevice: Sendable {
         running = Mutex(nil)
         events = Mutex(EventLog())
         latency = Mutex((previous: [], current: [], since: 0))
-        table.recoverAll(stamp: Stamp(nanoseconds: Clock.nanoseconds())) { memfd.isData(at: $0 << pageShift) }
+        table.recoverAll(stamp: quiet.stamp()) { memfd.isData(at: $0 << pageShift) }
     }
 
     /// For an adopted device without a VMM: the dead process was about to start one, which has touched nothing, so what had been taken away is in its slot.
@@ -186,6 +190,7 @@ package final class MemoryDevice: Sendable {
                 journal = left
             } else {
                 journal = try ReclaimJournal()
+                journal.noteTime(quiet.nanoseconds)
                 try journal.hold(settings.vault, prefix: key("journal"))
             }
         } catch {
@@ -195,7 +200,7 @@ package final class MemoryDevice: Sendable {
             let core = try DeviceCore(
                 name: name, table: table, memfd: try memfd.duplicate(), swap: SwapFile(sharing: try swapFile.file.descriptor.duplicate(), path: swapPath),
                 mapper: mapper, settings: settings, budgetPages: budgetPages.withLock { $0 }, counters: counters, discards: discards,
-                journal: journal
+                journal: journal, quiet: quiet
             ) { [weak self] event in self?.note(event) }
             // The rings belong to the threads that use them, so each thread makes its own and says how it went.
             let fault = try Self.launch("mdd-fault") { () throws(Errno) -> @Sendable () -> Void in
@@ -228,7 +233,7 @@ package final class MemoryDevice: Sendable {
     /// What the last mapper wrote after the last scan is known to nobody, and the new one's page table says nothing of it (or the report died with the process that
     /// had asked for it): every resident page counts as written.
     private func distrustSlots(of range: PageRange) {
-        let stamp = Stamp(nanoseconds: Clock.nanoseconds())
+        let stamp = quiet.stamp()
         var page = range.start
         while page < range.end {
             let end = min(range.end, (page >> chunkShift + 1) << chunkShift)

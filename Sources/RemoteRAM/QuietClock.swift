@@ -1,29 +1,54 @@
 import Kernel
 package import Synchronization
 
-/// The time at which a page's quiet is judged (rule R4): it stands still while a fault waits for room or for a put-back.
+/// The time by which a page's quiet is judged (rule R4). It stands still while a direct read of the VMM may wait here with pages pinned.
 ///
-/// One O_DIRECT read of the VMM pins page after page and is submitted when it has them all. While it waits here for one of them, those that it has pinned already look
-/// unwritten, and by a clock that runs on they could be taken before the read has even begun. So a page is quiet when it was so for the grace time at the moment that the
-/// oldest waiting fault arrived. Faults wait for room at most half of the grace time (`FaultThread`), so this does not stop reclaim.
-/// Concurrency: any thread reads; the fault thread writes `parkedSince`, the reclaim thread `putBackSince`.
+/// One O_DIRECT read pins page after page and is submitted when it has them all. While it waits for one of them, those that it has pinned already look unwritten, and by a
+/// clock that runs on they could be taken before the read has begun. What it can wait for here:
+/// - a page-in: as long as the SSD takes, a part of the read's own time;
+/// - room in the budget: `DeviceCore.parkedNanosecondsMax` for each page, which together is less than what `DeviceCore.quietMilliseconds` adds to the grace time;
+/// - a page that is to be put back, up to the whole of that: this clock stands still meanwhile;
+/// - a process that is stopped, or dead and not replaced yet: that time is left out.
+///
+/// So it is never ahead of the monotonic clock, and what is stamped with it stays comparable when another process goes on with it (`ReclaimJournal`).
+/// Concurrency: any thread reads; only the reclaim thread, or who makes the device, changes it.
 package final class QuietClock: Sendable {
-    /// Arrival of the oldest parked fault; 0 = none.
-    package let parkedSince = Atomic<Int64>(0)
-    /// Since when a fault may have waited for a page that is to be put back; 0 = none.
-    package let putBackSince = Atomic<Int64>(0)
+    /// Nanoseconds of the monotonic clock that do not count.
+    private let lost: Atomic<Int64>
+    /// Where it stands; `runs` when it does not.
+    private let standing = Atomic<Int64>(QuietClock.runs)
+    private static let runs = Int64.min
 
-    package init() {}
+    package init() { lost = Atomic(0) }
 
-    /// For a page that is seen written or installed now.
-    package func stamp() -> Stamp { Stamp(nanoseconds: Clock.nanoseconds()) }
+    /// Goes on from `nanoseconds`, where another process left it.
+    package init(goingOnFrom nanoseconds: Int64) { lost = Atomic(max(0, Clock.nanoseconds() - nanoseconds)) }
 
-    /// To judge by.
-    package func judgement() -> Stamp {
-        var time = Clock.nanoseconds()
-        for since in [parkedSince.load(ordering: .sequentiallyConsistent), putBackSince.load(ordering: .sequentiallyConsistent)] where since != 0 {
-            time = min(time, since)
-        }
-        return Stamp(nanoseconds: time)
+    package var nanoseconds: Int64 {
+        let stands = standing.load(ordering: .sequentiallyConsistent)
+        return stands == Self.runs ? Clock.nanoseconds() - lost.load(ordering: .sequentiallyConsistent) : stands
+    }
+
+    /// For a page that is seen written or installed now, and to judge by.
+    package func stamp() -> Stamp { Stamp(nanoseconds: nanoseconds) }
+
+    /// Stands still since `since` (of the monotonic clock, now or a little ago) until `run`.
+    package func stand(since: Int64) {
+        guard standing.load(ordering: .relaxed) == Self.runs else { return }
+        standing.store(min(since, Clock.nanoseconds()) - lost.load(ordering: .relaxed), ordering: .sequentiallyConsistent)
+    }
+
+    /// Goes on from where it stands.
+    package func run() {
+        let stands = standing.load(ordering: .relaxed)
+        if stands == Self.runs { return }
+        // In this order: a reader that finds it running must find the new loss.
+        lost.store(Clock.nanoseconds() - stands, ordering: .sequentiallyConsistent)
+        standing.store(Self.runs, ordering: .sequentiallyConsistent)
+    }
+
+    /// Leaves out the last `nanoseconds`.
+    package func skip(_ nanoseconds: Int64) {
+        if standing.load(ordering: .relaxed) == Self.runs { lost.wrappingAdd(nanoseconds, ordering: .sequentiallyConsistent) }
     }
 }

@@ -6,13 +6,13 @@ import Synchronization
 ///
 ///      count     pages in the pipe's order; 0 = nothing is punched out, whatever the pipe holds. Set after pinning, before punching
 ///      judged    1 = `written` counts; 0 = the kernel's write-protect markers can still be asked
-///      due       when its written pages may be put back; 0 = not known yet
+///      due       when its written pages may be put back, by the quiet clock; 0 = not known yet
 ///      written   one bit for each page
 ///      buffer    the page that was read out of the pipe last: what the pipe has given away and what is not installed yet is here
 ///
 /// A page that has left the phase `detaching` is crossed out (`noPage`) before it can go out again through another pipe.
 /// How many pages have been read out is not noted: the pipe knows. A page is read only when the one before has been installed.
-/// And one range of pages: those whose reports of writes the scanner is about to consume, or has consumed and not yet put into the table.
+/// Then what the quiet clock said last, and one range of pages: those whose reports of writes the scanner is about to consume, or has consumed and not yet put into the table.
 /// Concurrency: belongs to the reclaim thread while it runs.
 package final class ReclaimJournal: @unchecked Sendable {
     package static let pipes = 8
@@ -107,16 +107,16 @@ package final class ReclaimJournal: @unchecked Sendable {
         unsafe word(box, 8).pointee.store(1, ordering: .sequentiallyConsistent)
     }
 
-    /// The pages that were written wait until then, in nanoseconds of the monotonic clock.
+    /// The pages that were written wait until then, in nanoseconds of the quiet clock.
     package func noteDue(_ box: PipeBox, _ due: Int64) {
         unsafe word(box, 16).pointee.store(UInt64(bitPattern: due), ordering: .sequentiallyConsistent)
     }
 
-    /// The reclaim thread lives: grace times go on.
-    package func noteAlive(_ now: Int64) { unsafe scanWord(2).pointee.store(UInt64(bitPattern: now), ordering: .sequentiallyConsistent) }
+    /// What the quiet clock says: the next process goes on from there.
+    package func noteTime(_ now: Int64) { unsafe scanWord(2).pointee.store(UInt64(bitPattern: now), ordering: .sequentiallyConsistent) }
 
-    /// Since when nobody has lived.
-    package var aliveUntil: Int64 { unsafe Int64(bitPattern: scanWord(2).pointee.load(ordering: .sequentiallyConsistent)) }
+    /// What the quiet clock said last.
+    package var time: Int64 { unsafe Int64(bitPattern: scanWord(2).pointee.load(ordering: .sequentiallyConsistent)) }
 
     /// The page at `index` is not detaching any more, others are. Before anything is taken through another pipe.
     package func crossOut(_ box: PipeBox, _ index: Int) {
@@ -157,7 +157,7 @@ package final class ReclaimJournal: @unchecked Sendable {
         package var written: [Bool]?
         /// How many of `pages`, from the front, have been read out.
         package var taken: Int
-        /// When the written ones may be put back; nil: not known.
+        /// When the written ones may be put back, by the quiet clock; nil: not known.
         package var due: Int64?
     }
 

@@ -12,7 +12,11 @@ final class ReclaimThread {
     private var policy: AgingClock
     private let evictions: EvictRequests
     private var eviction: EvictRequests.Request?
+    private var lastTurn: Int64 = 0
+    /// Nanoseconds of the last turn that it meant to rest.
+    private var rested: Int64 = 0
     private var lastScan: Int64 = 0
+    private var residentAtScan: Int64 = 0
     private var lastStall: Int64 = 0
     private var lastFree: Int64 = 0
     private var diskFullSince: Int64?
@@ -24,6 +28,9 @@ final class ReclaimThread {
     private static let batchPages = WriteBack.pagesMax
     /// Pause when nothing can be taken now (grace time, everything pinned).
     private static let stallMilliseconds: Int64 = 20
+    /// A device that grows is scanned so many times on its way to its budget, but not more often than this.
+    private static let growthScansPerBudget: Int64 = 16
+    private static let growthScanNanoseconds: Int64 = 100_000_000
     /// How long after "disk full" writing is tried again.
     private static let diskFullRetryNanoseconds: Int64 = 1_000_000_000
     /// Runs of stale slots given back in one quiet moment.
@@ -44,24 +51,23 @@ final class ReclaimThread {
     func run() {
         while !core.stopping.load(ordering: .acquiring) {
             core.reclaimWanted.store(false, ordering: .sequentiallyConsistent)
-            core.journal.noteAlive(Clock.nanoseconds())
+            noteTime()
             if core.holdWanted.load(ordering: .sequentiallyConsistent) {
                 hold()
                 continue
             }
             takeEvictions()
             detacher.settle(all: false)
-            detacher.noteWaiting()
             let (wanted, force) = pagesWanted()
             if wanted > 0, !core.mapperGone.load(ordering: .relaxed) {
                 let freed = reclaim(wanted, force: force)
                 noteProgress(freed)
-                if freed == 0 { core.reclaimWork.wait(milliseconds: Int32(Self.stallMilliseconds)) }
+                if freed == 0 { rest(Self.stallMilliseconds) }
                 continue
             }
             periodicScan()
             periodicFree()
-            core.reclaimWork.wait(milliseconds: Int32(pause()))
+            rest(pause())
         }
         // What a pipe holds has no other copy.
         detacher.settle(all: true)
@@ -72,13 +78,33 @@ final class ReclaimThread {
     private func hold() {
         detacher.settle(all: true)
         core.isHolding.store(true, ordering: .sequentiallyConsistent)
-        core.reclaimWork.wait(milliseconds: Int32(Self.stallMilliseconds))
+        rest(Self.stallMilliseconds)
         if !core.holdWanted.load(ordering: .sequentiallyConsistent) { core.isHolding.store(false, ordering: .sequentiallyConsistent) }
     }
 
     private func pause() -> Int64 {
-        guard let due = detacher.nextDue else { return core.settings.scanMilliseconds }
-        return max(1, min(Self.stallMilliseconds, (due - Clock.nanoseconds()) / 1_000_000))
+        if let wait = detacher.nextDueNanoseconds { return max(1, min(Self.stallMilliseconds, wait / 1_000_000)) }
+        if core.graceMilliseconds > 0, isGrowing { return Self.growthScanNanoseconds / 1_000_000 }
+        // A stop of the process is noticed by its length (`noteTime`).
+        return core.graceMilliseconds == 0
+            ? core.settings.scanMilliseconds : min(core.settings.scanMilliseconds, max(Self.stallMilliseconds, core.graceMilliseconds / 2))
+    }
+
+    private func rest(_ milliseconds: Int64) {
+        let began = Clock.nanoseconds()
+        core.reclaimWork.wait(milliseconds: Int32(milliseconds))
+        rested = min(Clock.nanoseconds() - began, milliseconds * 1_000_000)
+    }
+
+    /// A turn that took longer than work and rest explain: the process was stopped, and reads that waited here with it are as young as before. A disk that is as slow as
+    /// that has the same effect, which is safe.
+    private func noteTime() {
+        let now = Clock.nanoseconds()
+        let worked = now - lastTurn - rested
+        if lastTurn != 0, core.graceMilliseconds > 0, worked > core.graceMilliseconds * 1_000_000 / 2 { core.quiet.skip(worked) }
+        lastTurn = now
+        rested = 0
+        core.journal.noteTime(core.quiet.nanoseconds)
     }
 
     /// How many pages should go now, and whether warm ones may be taken.
@@ -99,8 +125,17 @@ final class ReclaimThread {
         let interval = core.settings.scanMilliseconds * 1_000_000
         // Below the mark nobody needs to know; a slow pace keeps heat and stale slots going.
         let need = table.residentPages > core.budget.low / 2
-        guard now - lastScan >= (need ? interval : interval * 10), !core.mapperGone.load(ordering: .relaxed) else { return }
-        lastScan = now
+        let isDue = now - lastScan >= (need ? interval : interval * 10)
+        guard isDue || (isGrowing && now - lastScan >= Self.growthScanNanoseconds), !core.mapperGone.load(ordering: .relaxed) else { return }
+        scanAll()
+    }
+
+    /// A new page's quiet begins with its first scan: one that fills its memory fast must not reach its budget with all of it before it.
+    private var isGrowing: Bool { table.residentPages - residentAtScan > core.budget.limit / Self.growthScansPerBudget }
+
+    private func scanAll() {
+        lastScan = Clock.nanoseconds()
+        residentAtScan = table.residentPages
         scanner.scanAll()
     }
 
@@ -124,13 +159,13 @@ final class ReclaimThread {
         }
         // Protects them all and says who has been written since the last scan.
         guard scanner.scan(around: pages) else { return 0 }
-        let graceUnits = Stamp.units(covering: core.graceMilliseconds)
-        let now = core.quiet.judgement()
+        let quietUnits = core.quietUnits
+        let now = core.quiet.stamp()
         var clean: [PageIndex] = []
         var dirty: [PageIndex] = []
         for page in pages {
             let entry = table[page]
-            guard entry.phase == .dram, entry.slotValid || isQuiet(entry, now, graceUnits) else { continue }
+            guard entry.phase == .dram, entry.slotValid || isQuiet(entry, now, quietUnits) else { continue }
             if entry.slotValid { clean.append(page) } else { dirty.append(page) }
         }
         var freed = detacher.detach(clean)
@@ -164,27 +199,26 @@ final class ReclaimThread {
     }
 
     private func pick(_ count: Int, force: Bool, cleanOnly: Bool) -> [PageIndex] {
-        let graceUnits = Stamp.units(covering: core.graceMilliseconds)
-        let now = core.quiet.judgement()
+        let quietUnits = core.quietUnits
+        let now = core.quiet.stamp()
         return policy.pick(count, from: table, force: force) { entry in
             guard !entry.pinned, !entry.writingBack else { return false }
             if entry.slotValid { return true }
-            return !cleanOnly && !entry.slotRetired && isQuiet(entry, now, graceUnits)
+            return !cleanOnly && !entry.slotRetired && isQuiet(entry, now, quietUnits)
         }.sorted()
     }
 
     /// Unwritten for the grace time (R4): every I/O submitted before it was protected is over.
     @inline(__always)
-    private func isQuiet(_ entry: PageEntry, _ now: Stamp, _ graceUnits: Int64) -> Bool {
-        graceUnits == 0 || now.units(since: entry.stamp) >= graceUnits
+    private func isQuiet(_ entry: PageEntry, _ now: Stamp, _ quietUnits: Int64) -> Bool {
+        quietUnits == 0 || now.units(since: entry.stamp) >= quietUnits
     }
 
     /// Nothing to take: pages written and never scanned cannot become quiet, so scan more often than usual.
     private func scanForStalled() {
         let now = Clock.nanoseconds()
         guard now - lastScan > max(50, core.settings.scanMilliseconds / 4) * 1_000_000 else { return }
-        lastScan = now
-        scanner.scanAll()
+        scanAll()
     }
 
     private func signalFaults(_ freed: Int) {
@@ -266,7 +300,7 @@ final class ReclaimThread {
         if freed > 0 {
             lastStall = Clock.nanoseconds()
             eviction.freed.wrappingAdd(UInt64(freed), ordering: .relaxed)
-        } else if Clock.nanoseconds() - lastStall > (core.graceMilliseconds * 2 + 1000) * 1_000_000 {
+        } else if Clock.nanoseconds() - lastStall > (core.quietMilliseconds * 2 + 1000) * 1_000_000 {
             // What is left is pinned, retired, or written all the time.
             finishEviction()
         }

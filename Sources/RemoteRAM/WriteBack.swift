@@ -45,9 +45,9 @@ final class WriteBack {
     func run(_ pages: [PageIndex]) -> Outcome {
         var outcome = Outcome()
         var builder = RunBuilder(pagesMax: Self.runPages)
-        let graceUnits = Stamp.units(covering: core.graceMilliseconds)
-        let now = core.quiet.judgement()
-        for page in pages where core.table.beginWriteBack(page, isQuiet: { graceUnits == 0 || now.units(since: $0.stamp) >= graceUnits }) {
+        let quietUnits = core.quietUnits
+        let now = core.quiet.stamp()
+        for page in pages where core.table.beginWriteBack(page, isQuiet: { quietUnits == 0 || now.units(since: $0.stamp) >= quietUnits }) {
             builder.append(page)
         }
         checksums.removeAll(keepingCapacity: true)

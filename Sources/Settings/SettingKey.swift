@@ -109,7 +109,7 @@ extension SettingKey where Target == VMSettings {
 /// What a value may be, both ends included.
 enum SettingRange {
     /// 0 is for tests: a VMM with O_DIRECT I/O then loses data.
-    static let dmaGraceMilliseconds = 0...600_000
+    static let dmaGraceMilliseconds = 0...120_000
     /// More often burns a processor; less often and the budget is held late.
     static let scanIntervalMilliseconds = 10...60_000
     /// 16 MiB is 4,096 pages for one fault.

@@ -38,6 +38,22 @@ import Testing
         #expect(try Self.readPage(pipe) == [UInt8](repeating: 99, count: 4096))
     }
 
+    @Test("A shared page stays in the first pipe, and what is written later is seen through both") func shared() throws {
+        let memfd = try Self.memfd(pages: 3)
+        let pipe = try Pipe(pages: 16)
+        let second = try Pipe(pages: 16)
+        #expect(try pipe.take(from: memfd, at: 0, length: 3 * 4096) == 3 * 4096)
+        #expect(try pipe.share(with: second, length: 2 * 4096) == 2 * 4096)
+        try memfd.fill(at: 4096, length: 4096, with: 99)
+        let sink = try Descriptor.open("/dev/null", flags: O_WRONLY)
+        try second.drop(4096, into: sink)
+        #expect(try Self.readPage(second) == [UInt8](repeating: 99, count: 4096))
+        #expect(try second.readableBytes() == 0 && pipe.readableBytes() == 3 * 4096)
+        try pipe.drop(4096, into: sink)
+        #expect(try Self.readPage(pipe) == [UInt8](repeating: 99, count: 4096))
+        #expect(try Self.readPage(pipe) == [UInt8](repeating: 3, count: 4096))
+    }
+
     @Test("A full pipe takes no more pages") func full() throws {
         let memfd = try Self.memfd(pages: 20)
         let pipe = try Pipe(pages: 16)

@@ -9,7 +9,7 @@ import Testing
         #expect(budget.low < budget.high && budget.high < budget.limit && budget.low > 0)
         #expect(budget.limit - budget.high == budget.high - budget.low)
         #expect((128...4096).contains(budget.limit - budget.high))
-        #expect(budget.high < budget.room && (64...256).contains(budget.limit - budget.room))
+        #expect(budget.high < budget.room && (64...2048).contains(budget.limit - budget.room))
     }
 
     @Test("A device that fits has no marks below its size") func fits() {

@@ -97,8 +97,8 @@ extension DeviceTests {
             )
             #expect(counters.pagesOut.value > Self.pages)
             #expect(counters.checksumErrors.value == 0 && counters.readErrors.value == 0)
-            #expect(eventually { Census(of: guest.device.table).inFlight == 0 })
-            #expect(Census(of: guest.device.table).agrees(with: guest.device.table))
+            // Reclaim may still be on its way back into the budget.
+            #expect(eventually { Census(of: guest.device.table).inFlight == 0 && Census(of: guest.device.table).agrees(with: guest.device.table) })
         }
 
         @Test("No write is lost while pages go out under writing threads") func hammer() throws {
@@ -186,7 +186,7 @@ extension DeviceTests {
             Self.finish(guest, hammer, threads)
         }
 
-        @Test("Direct reads that take less than the grace time land whole in pages that go out and in") func directReads() throws {
+        @Test("Direct reads land whole in pages that go out and in, however often they wait here") func directReads() throws {
             var random = SeededGenerator(for: "direct reads")
             let directory = TemporaryDirectory()
             let file = try Self.blocks(directory)
@@ -195,34 +195,25 @@ extension DeviceTests {
             let hammer = Hammer(guest, Self.hammered, threads: 1)
             let threads = try hammer.start(increments: 20_000, random: &random)
             var expected = [UInt64](repeating: 0, count: Int(Self.spare.count))
-            // Reads that paging held up for longer than the grace time, which is then too short for them.
-            var stalled = [Bool](repeating: false, count: Int(Self.spare.count))
-            var (reads, stalledReads, stalledWrong) = (0, 0, 0)
+            var reads = 0
             while hammer.isRunning {
                 let block = random.below(Self.blockCount - 8)
                 let count = 1 + random.below(8)
                 let page = random.below(Self.spare.count - count)
-                let began = Clock.nanoseconds()
                 #expect(
                     unsafe pread(file.number, guest.pointer(Self.spare.start + page), Int(count) * pageBytes, Int(block) * pageBytes) == Int(count) * pageBytes)
-                let isStalled = Clock.nanoseconds() - began > 150_000_000
-                for offset in 0..<count {
-                    expected[Int(page + offset)] = block + offset + 1
-                    stalled[Int(page + offset)] = isStalled
-                }
-                (reads, stalledReads) = (reads + 1, stalledReads + (isStalled ? 1 : 0))
+                for offset in 0..<count { expected[Int(page + offset)] = block + offset + 1 }
+                reads += 1
                 check(random.below(Self.spare.count))
             }
             for index in 0..<Self.spare.count { check(index) }
             func check(_ index: UInt64) {
-                if Self.holds(guest, Self.spare.start + index, expected[Int(index)]) { return }
-                if stalled[Int(index)] { stalledWrong += 1 } else { Issue.record("page \(index) does not hold block \(expected[Int(index)] - 1)") }
+                if !Self.holds(guest, Self.spare.start + index, expected[Int(index)]) {
+                    Issue.record("page \(index) does not hold block \(expected[Int(index)] - 1)")
+                }
             }
-            print("  \(reads) direct reads, \(stalledReads) of them stalled")
-            #expect(reads - stalledReads > 100)
-            withKnownIssue("a fault in the middle of a read can wait for longer than the grace time that starts with its first page", isIntermittent: true) {
-                #expect(stalledWrong == 0)
-            }
+            print("  \(reads) direct reads")
+            #expect(reads > 100)
             Self.finish(guest, hammer, threads)
         }
 

@@ -267,8 +267,8 @@ import Testing
         journal.begin(box, [4])
         #expect(try left()?.due == nil)
         journal.noteDue(box, 12_345)
-        journal.noteAlive(99)
-        #expect(try left()?.due == 12_345 && heir.aliveUntil == 99)
+        journal.noteTime(99)
+        #expect(try left()?.due == 12_345 && heir.time == 99)
         journal.begin(box, [4])
         #expect(try left()?.due == nil)
     }

@@ -11,7 +11,7 @@ package final class Guest: @unchecked Sendable {
     package let placements: [Mapper.Placement]
 
     /// `ranges`: the parts of the device that are registered and declared; nil = all of it.
-    package init(_ device: MemoryDevice, noDMA: Bool = true, ranges: [PageRange]? = nil, discards: DiscardRing? = nil) throws {
+    package init(_ device: MemoryDevice, noDMA: Bool = true, ranges: [PageRange]? = nil, discards: DiscardRing? = nil, left: ReclaimJournal? = nil) throws {
         self.device = device
         memory = try Mapping(sharing: device.memfd, bytes: device.pageCount << pageShift)
         let base = UInt64(UInt(bitPattern: unsafe memory.address))
@@ -20,7 +20,7 @@ package final class Guest: @unchecked Sendable {
         for placement in placements { try userfault.register(address: placement.address, length: placement.pages.bytes) }
         let pagemap = Pagemap(try Descriptor.open("/proc/self/pagemap", flags: O_RDONLY))
         let mapper = Mapper(userfault: userfault, pagemap: pagemap, pid: getpid(), noDMA: noDMA, placements: placements)
-        try device.start(mapper: mapper, discards: discards)
+        try device.start(mapper: mapper, discards: discards, left: left)
     }
 
     /// No thread touches the memory any more: stops the device; its contents stay.

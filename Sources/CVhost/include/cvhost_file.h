@@ -25,6 +25,9 @@ int cvhost_allocate(int fd, int64_t offset, int64_t length);
 // splice(2) from a file at *offset into a pipe, or from a pipe to a file (offset NULL).
 int64_t cvhost_splice(int from, int64_t *offset, int to, uint64_t length);
 
+// tee(2) from a pipe to a pipe: both hold the pages.
+int64_t cvhost_tee(int from, int to, uint64_t length);
+
 int64_t cvhost_pread(int fd, void *buffer, uint64_t length, int64_t offset);
 
 int64_t cvhost_pwrite(int fd, const void *buffer, uint64_t length, int64_t offset);

@@ -1,0 +1,134 @@
+import Kernel
+import RemoteRAM
+import TestSupport
+import Testing
+
+@Suite struct QuietClockTests {
+    private static let second: Int64 = 1_000_000_000
+
+    /// What the clock says, between the two moments of the monotonic clock that enclose the look.
+    private static func look(_ clock: QuietClock) -> (before: Int64, quiet: Int64, after: Int64) {
+        let before = Clock.nanoseconds()
+        let quiet = clock.nanoseconds
+        return (before, quiet, Clock.nanoseconds())
+    }
+
+    @Test("It is the monotonic clock until it has stood still") func runs() {
+        let (before, quiet, after) = Self.look(QuietClock())
+        #expect((before...after).contains(quiet))
+    }
+
+    @Test("It stands where it was when the wait began, and goes on from there: no wait ever counts") func stands() {
+        let clock = QuietClock()
+        var lost: Int64 = 0
+        for _ in 1...3 {
+            let since = Clock.nanoseconds() - 10_000_000
+            clock.stand(since: since)
+            let stands = clock.nanoseconds
+            // `lost` is measured here a little later than there.
+            #expect(stands <= since - lost && stands > since - lost - 5_000_000)
+            // A second wait within the first changes nothing.
+            clock.stand(since: Clock.nanoseconds())
+            Clock.sleep(milliseconds: 20)
+            #expect(clock.nanoseconds == stands)
+            let ended = Clock.nanoseconds()
+            clock.run()
+            clock.run()
+            lost += ended - since
+            let (_, quiet, after) = Self.look(clock)
+            #expect(quiet >= stands && quiet <= after - lost)
+        }
+        #expect(lost >= 3 * 30_000_000)
+    }
+
+    @Test("A wait that is said to begin in the future begins now") func future() {
+        let clock = QuietClock()
+        clock.stand(since: Clock.nanoseconds() + Self.second)
+        #expect(clock.nanoseconds <= Clock.nanoseconds())
+    }
+
+    @Test("What is left out does not come back") func skips() {
+        let clock = QuietClock()
+        clock.skip(5 * Self.second)
+        let (before, quiet, after) = Self.look(clock)
+        #expect((before...after).contains(quiet + 5 * Self.second))
+    }
+
+    @Test("An heir goes on from where the clock was, not from the present") func goesOn() {
+        let left = Clock.nanoseconds() - 3600 * Self.second
+        let heir = QuietClock(goingOnFrom: left)
+        #expect(heir.nanoseconds - left < 600 * Self.second)
+        #expect(heir.stamp().units(since: Stamp(nanoseconds: left)) < 10)
+        // Never ahead of the monotonic clock.
+        #expect(QuietClock(goingOnFrom: Clock.nanoseconds() + Self.second).nanoseconds <= Clock.nanoseconds())
+    }
+}
+
+extension DeviceTests {
+    /// Pages that were written while they went out, on their way back (rules R1, R4).
+    @Suite struct PutBackTests {
+        private static let grace: Int64 = 400
+
+        /// A device whose last server has died with pages 1 and 2 in a pipe, judged written, to be put back after the grace time.
+        private static func left(_ directory: TemporaryDirectory) throws -> (MemoryDevice, ReclaimJournal) {
+            let device = try Guest.device(pages: 2048, budget: Budget.pagesMin, directory: directory) { $0.graceMilliseconds = grace }
+            let journal = try ReclaimJournal()
+            for page in [PageIndex(1), 2] {
+                _ = device.table.claim(page, from: .zero)
+                try device.memfd.fill(at: page << pageShift, length: pageBytes, with: UInt8(page))
+                device.table.finishFilling(page, as: .dirty, heat: 0, stamp: Stamp(nanoseconds: Clock.nanoseconds()))
+                _ = device.table.beginWriteBack(page) { _ in true }
+                _ = device.table.finishWriteBack(page, checksum: 0, zero: false)
+                try #require(device.table.beginDetach(page))
+            }
+            let box = journal.pipe[0]
+            #expect(try box.pipe.take(from: device.memfd, at: UInt64(pageBytes), length: 2 * UInt64(pageBytes)) == 2 * UInt64(pageBytes))
+            journal.begin(box, [1, 2])
+            try device.memfd.punchHole(at: UInt64(pageBytes), length: 2 * UInt64(pageBytes))
+            journal.noteJudged(box, [true, true])
+            let now = Clock.nanoseconds()
+            journal.noteTime(now)
+            journal.noteDue(box, now + grace * 1_000_000)
+            return (device, try ReclaimJournal(adopting: journal.memory.duplicate(), pipes: journal.pipe))
+        }
+
+        @Test("A page that is waited for comes back first, and the others when whoever waited has had the grace time too") func awaitedFirst() throws {
+            let directory = TemporaryDirectory()
+            let (device, journal) = try Self.left(directory)
+            let began = Clock.nanoseconds()
+            let guest = try Guest(device, noDMA: false, left: journal)
+            defer { guest.stop() }
+            // Out of order: the one behind in the pipe.
+            #expect(guest[2] == 0x0202_0202_0202_0202)
+            let second = Clock.nanoseconds()
+            #expect(second - began >= (Self.grace - 100) * 1_000_000, "before its own time")
+            #expect(device.table[1].phase == .detaching)
+            #expect(eventually { device.table[1].phase == .dram })
+            #expect(Clock.nanoseconds() - second >= (Self.grace - 100) * 1_000_000, "a read that had pinned page 1 and waited for page 2 has had no time")
+            #expect(guest[1] == 0x0101_0101_0101_0101)
+            #expect(device.counters.pagesPutBack.value == 2)
+        }
+
+        @Test("Pages that nobody waits for come back together") func unawaited() throws {
+            let directory = TemporaryDirectory()
+            let (device, journal) = try Self.left(directory)
+            let guest = try Guest(device, noDMA: false, left: journal)
+            defer { guest.stop() }
+            #expect(eventually { device.table[1].phase == .dram && device.table[2].phase == .dram })
+            #expect(guest[1] == 0x0101_0101_0101_0101 && guest[2] == 0x0202_0202_0202_0202)
+            #expect(device.table[1].isDirty && device.table[2].isDirty)
+        }
+
+        @Test("All of them are awaited: the pipe is free again and what comes later does not mix") func allAwaited() throws {
+            let directory = TemporaryDirectory()
+            let (device, journal) = try Self.left(directory)
+            let guest = try Guest(device, noDMA: false, left: journal)
+            defer { guest.stop() }
+            for page in [PageIndex(2), 1] { #expect(guest[page] == UInt64(page) * 0x0101_0101_0101_0101) }
+            guest.fill(PageRange(8, 2000), seed: 4)
+            #expect(guest.firstWrong(PageRange(8, 2000), seed: 4) == nil)
+            #expect(try journal.left(in: journal.pipe[0], pageCount: 2048)?.pages.contains(2) != true)
+            #expect(guest[1] == 0x0101_0101_0101_0101 && guest[2] == 0x0202_0202_0202_0202)
+        }
+    }
+}
