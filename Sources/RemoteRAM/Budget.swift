@@ -2,7 +2,7 @@
 package struct Budget: Equatable, Sendable {
     /// What the operator set. Exceeded only when faults that cannot wait any longer have used up the distance to `room`, or when paging out is impossible (disk full).
     package let limit: Int64
-    /// Faults wait for reclaim at this: half-way to the limit. What is above is for those that must not wait for long (`DeviceCore.parkedNanosecondsMax`).
+    /// Faults wait for reclaim at this. What is above is for those that must not wait for longer (`DeviceCore.parkedNanosecondsMax`).
     package let room: Int64
     /// Reclaim starts above this…
     package let high: Int64
@@ -14,12 +14,14 @@ package struct Budget: Equatable, Sendable {
 
     /// `pages` is raised to `pagesMin` and cut to the device's size by the caller; a device that fits into its budget (of `devicePages`) never
     /// gives up any. The distance between the marks is 1/64 of the budget, between
-    /// 128 pages and 4096 (16 MiB): enough for a few batches, little enough not to waste DRAM.
-    package init(pages: UInt64, of devicePages: UInt64 = .max) {
+    /// 128 pages and 4096 (16 MiB): enough for a few batches, little enough not to waste DRAM. `withDMA`: faults may not wait for long, so as much again is kept for
+    /// them, and up to 4 MiB of a small budget.
+    package init(pages: UInt64, of devicePages: UInt64 = .max, withDMA: Bool = false) {
         limit = Int64(clamping: pages)
         let step = pages >= devicePages ? 0 : min(4096, max(128, limit / 64))
-        room = max(0, limit - step / 2)
-        high = max(0, limit - step)
-        low = max(0, limit - 2 * step)
+        let reserve = withDMA ? min(step * 8, max(step, min(1024, limit / 32))) : min(256, step / 2)
+        room = max(0, limit - reserve)
+        high = max(0, withDMA ? room - step : limit - step)
+        low = max(0, high - step)
     }
 }

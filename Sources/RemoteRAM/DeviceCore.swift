@@ -103,7 +103,7 @@ package final class DeviceCore: @unchecked Sendable {
         budgetLimit = Atomic(Int64(clamping: budgetPages))
     }
 
-    package var budget: Budget { Budget(pages: UInt64(budgetLimit.load(ordering: .relaxed)), of: table.pageCount) }
+    package var budget: Budget { Budget(pages: UInt64(budgetLimit.load(ordering: .relaxed)), of: table.pageCount, withDMA: graceMilliseconds > 0) }
 
     package func setBudget(pages: UInt64) {
         budgetLimit.store(Int64(clamping: pages), ordering: .relaxed)
@@ -117,7 +117,7 @@ package final class DeviceCore: @unchecked Sendable {
 
     /// How long a page must be unwritten, by the quiet clock, and how long one that was written while it went out stays away: the grace time and what a read may have
     /// waited for room.
-    package var quietMilliseconds: Int64 { graceMilliseconds + (graceMilliseconds + 3) / 4 }
+    package var quietMilliseconds: Int64 { graceMilliseconds + (graceMilliseconds + 1) / 2 }
 
     /// `quietMilliseconds` in units of `Stamp`; 0 = no page needs to be quiet.
     package var quietUnits: Int64 { Stamp.units(covering: quietMilliseconds) }
@@ -125,7 +125,7 @@ package final class DeviceCore: @unchecked Sendable {
     /// How long a fault may wait for room in the budget before it exceeds it. One direct read pins up to 256 pages before it is submitted (BIO_MAX_VECS), and waits here
     /// for each that is away: all that together must be less than `quietMilliseconds` adds to the grace time.
     package var parkedNanosecondsMax: Int64 {
-        graceMilliseconds == 0 ? Self.parkedNanosecondsMaxWithoutDMA : graceMilliseconds * 1_000_000 / (4 * Self.pinnedPagesMax)
+        graceMilliseconds == 0 ? Self.parkedNanosecondsMaxWithoutDMA : graceMilliseconds * 1_000_000 / (2 * Self.pinnedPagesMax)
     }
 
     private static let pinnedPagesMax: Int64 = 256

@@ -1,5 +1,5 @@
 import Kernel
-package import Synchronization
+import Synchronization
 
 /// The time by which a page's quiet is judged (rule R4). It stands still while a direct read of the VMM may wait here with pages pinned.
 ///

@@ -4,17 +4,27 @@ import Testing
 @Suite struct BudgetTests {
     @Test("The marks lie in order below the budget", arguments: [Budget.pagesMin, 1025, 8192, 65536, 1 << 20, 1 << 28, 1 << 32] as [UInt64])
     func ordered(pages: UInt64) {
-        let budget = Budget(pages: pages)
-        #expect(budget.limit == Int64(pages))
-        #expect(budget.low < budget.high && budget.high < budget.limit && budget.low > 0)
-        #expect(budget.limit - budget.high == budget.high - budget.low)
-        #expect((128...4096).contains(budget.limit - budget.high))
-        #expect(budget.high < budget.room && (64...2048).contains(budget.limit - budget.room))
+        for budget in [Budget(pages: pages), Budget(pages: pages, withDMA: true)] {
+            #expect(budget.limit == Int64(pages))
+            #expect(0 < budget.low && budget.low < budget.high && budget.high < budget.room && budget.room < budget.limit)
+            #expect((128...4096).contains(budget.high - budget.low))
+            // DRAM that is not used for the sake of a quick fault: little.
+            #expect(budget.limit - budget.low <= max(1024, Int64(pages) / 15))
+        }
+        #expect((64...256).contains(Budget(pages: pages).limit - Budget(pages: pages).room))
+    }
+
+    @Test("With DMA a guest that may not wait finds 4 MiB, or a 32nd of a small budget, or 16 MiB of a large one") func reserve() {
+        for (mebibytes, reserve) in [(4, 0.5), (64, 2.0), (160, 4.0), (512, 8.0), (1 << 20, 16.0)] {
+            let budget = Budget(pages: UInt64(mebibytes) << 8, withDMA: true)
+            #expect(Double(budget.limit - budget.room) / 256 == reserve, "of \(mebibytes) MiB")
+        }
     }
 
     @Test("A device that fits has no marks below its size") func fits() {
-        let budget = Budget(pages: 8192, of: 8192)
-        #expect(budget.room == 8192 && budget.high == 8192 && budget.low == 8192)
+        for budget in [Budget(pages: 8192, of: 8192), Budget(pages: 8192, of: 8192, withDMA: true)] {
+            #expect(budget.room == 8192 && budget.high == 8192 && budget.low == 8192)
+        }
     }
 
     @Test("A budget smaller than its marks does not go below zero", arguments: [0, 1, 100, 255] as [UInt64])
