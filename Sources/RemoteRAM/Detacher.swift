@@ -249,7 +249,7 @@ final class Detacher {
             for index in pages.indices where !back[index] { journal.crossOut(box, index) }
             // The quiet clock stood still while nobody lived. The time does not begin anew: servers that die early would never put anything back.
             let quiet = core.quiet.nanoseconds
-            let due = min(left.due ?? .max, quiet + core.quietMilliseconds * 1_000_000)
+            let due = min(left.due ?? .max, quiet + core.quietMillisecondsMax * 1_000_000)
             journal.noteDue(box, due)
             pending.append(
                 PutBack(
@@ -333,7 +333,7 @@ final class Detacher {
             // They may come back and go out again while the others wait here.
             for index in pages.indices where !back[index] { journal.crossOut(box, index) }
             let now = Clock.nanoseconds()
-            let delay = core.quietMilliseconds * 1_000_000
+            let delay = core.quietMillisecondsMax * 1_000_000
             let due = core.quiet.nanoseconds + delay
             journal.noteDue(box, due)
             pending.append(PutBack(box: box, pages: pages, written: back, due: due, awaitedDue: now + delay, unawaitedUntil: now))

@@ -115,15 +115,23 @@ package final class DeviceCore: @unchecked Sendable {
     /// The grace time that applies: none when the VMM promised that there is no DMA.
     package var graceMilliseconds: Int64 { mapper.noDMA ? 0 : settings.graceMilliseconds }
 
-    /// How long a page must be unwritten, by the quiet clock, and how long one that was written while it went out stays away: the grace time and what a read may have
-    /// waited for room.
-    package var quietMilliseconds: Int64 { graceMilliseconds + (graceMilliseconds + 1) / 2 }
+    /// How long a page must be unwritten, by the quiet clock: the grace time, and what faults have waited for room lately.
+    package var quietMilliseconds: Int64 {
+        if graceMilliseconds == 0 { return 0 }
+        return min(quietMillisecondsMax, graceMilliseconds + (quiet.parkedNanoseconds - waitBase.load(ordering: .relaxed)) / 1_000_000 + 1)
+    }
+
+    /// The longest that it comes to; and how long a page that was written while it went out stays away.
+    package var quietMillisecondsMax: Int64 { graceMilliseconds + (graceMilliseconds + 1) / 2 }
 
     /// `quietMilliseconds` in units of `Stamp`; 0 = no page needs to be quiet.
     package var quietUnits: Int64 { Stamp.units(covering: quietMilliseconds) }
 
+    /// `quiet.parkedNanoseconds` as it was `quietMillisecondsMax` ago. The reclaim thread moves it on.
+    package let waitBase = Atomic<Int64>(Int64.min / 2)
+
     /// How long a fault may wait for room in the budget before it exceeds it. One direct read pins up to 256 pages before it is submitted (BIO_MAX_VECS), and waits here
-    /// for each that is away: all that together must be less than `quietMilliseconds` adds to the grace time.
+    /// for each that is away: all that together must be less than what `quietMilliseconds` can add to the grace time.
     package var parkedNanosecondsMax: Int64 {
         graceMilliseconds == 0 ? Self.parkedNanosecondsMaxWithoutDMA : graceMilliseconds * 1_000_000 / (2 * Self.pinnedPagesMax)
     }

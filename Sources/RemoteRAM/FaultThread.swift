@@ -181,6 +181,7 @@ final class FaultThread {
     private func park(_ page: PageIndex, arrived: Int64) {
         // Signals and needless wake-ups raise a fault again.
         if !parked.contains(where: { $0.page == page }) { parked.append((page, arrived)) }
+        noteParked()
         counters.faultsParked.add(1)
         core.faultsParked.store(true, ordering: .sequentiallyConsistent)
         core.wakeReclaim()
@@ -188,6 +189,7 @@ final class FaultThread {
 
     private func retryParked() {
         guard !parked.isEmpty else { return }
+        defer { noteParked() }
         let waiting = parked
         parked.removeAll(keepingCapacity: true)
         core.faultsParked.store(false, ordering: .sequentiallyConsistent)
@@ -200,6 +202,8 @@ final class FaultThread {
         }
         ignoresBudget = false
     }
+
+    private func noteParked() { core.quiet.noteParked(since: parked.lazy.map(\.arrived).min()) }
 
     /// Tells reclaim when the claimed pages have crossed the mark.
     private func noteClaimed() {

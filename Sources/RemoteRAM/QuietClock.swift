@@ -6,18 +6,23 @@ import Synchronization
 /// One O_DIRECT read pins page after page and is submitted when it has them all. While it waits for one of them, those that it has pinned already look unwritten, and by a
 /// clock that runs on they could be taken before the read has begun. What it can wait for here:
 /// - a page-in: as long as the SSD takes, a part of the read's own time;
-/// - room in the budget: `DeviceCore.parkedNanosecondsMax` for each page, which together is less than what `DeviceCore.quietMilliseconds` adds to the grace time;
+/// - room in the budget: `DeviceCore.parkedNanosecondsMax` for each page. What faults have waited for room lately is added to the grace time
+///   (`DeviceCore.quietMilliseconds`), at most what all pages of one read can come to;
 /// - a page that is to be put back, up to the whole of that: this clock stands still meanwhile;
 /// - a process that is stopped, or dead and not replaced yet: that time is left out.
 ///
 /// So it is never ahead of the monotonic clock, and what is stamped with it stays comparable when another process goes on with it (`ReclaimJournal`).
-/// Concurrency: any thread reads; only the reclaim thread, or who makes the device, changes it.
+/// Concurrency: any thread reads; only the reclaim thread, or who makes the device, changes it; `noteParked` is the fault thread's.
 package final class QuietClock: Sendable {
     /// Nanoseconds of the monotonic clock that do not count.
     private let lost: Atomic<Int64>
     /// Where it stands; `runs` when it does not.
     private let standing = Atomic<Int64>(QuietClock.runs)
     private static let runs = Int64.min
+
+    /// Time during which a fault waited for room, without the wait that goes on since `parkedSince`; 0 = none does.
+    private let parked = Atomic<Int64>(0)
+    private let parkedSince = Atomic<Int64>(0)
 
     package init() { lost = Atomic(0) }
 
@@ -45,6 +50,24 @@ package final class QuietClock: Sendable {
         // In this order: a reader that finds it running must find the new loss.
         lost.store(Clock.nanoseconds() - stands, ordering: .sequentiallyConsistent)
         standing.store(Self.runs, ordering: .sequentiallyConsistent)
+    }
+
+    /// Whether a fault waits for room, the oldest since `since`.
+    package func noteParked(since: Int64?) {
+        let began = parkedSince.load(ordering: .relaxed)
+        if let since {
+            if began == 0 { parkedSince.store(since, ordering: .sequentiallyConsistent) }
+        } else if began != 0 {
+            // In this order: a reader may count a wait twice, never not at all.
+            parked.wrappingAdd(Clock.nanoseconds() - began, ordering: .sequentiallyConsistent)
+            parkedSince.store(0, ordering: .sequentiallyConsistent)
+        }
+    }
+
+    /// Time of the monotonic clock during which some fault waited for room.
+    package var parkedNanoseconds: Int64 {
+        let since = parkedSince.load(ordering: .sequentiallyConsistent)
+        return parked.load(ordering: .sequentiallyConsistent) + (since == 0 ? 0 : Clock.nanoseconds() - since)
     }
 
     /// Leaves out the last `nanoseconds`.

@@ -12,6 +12,7 @@ final class ReclaimThread {
     private var policy: AgingClock
     private let evictions: EvictRequests
     private var eviction: EvictRequests.Request?
+    private var waits: WaitWindow
     private var lastTurn: Int64 = 0
     /// Nanoseconds of the last turn that it meant to rest.
     private var rested: Int64 = 0
@@ -43,6 +44,8 @@ final class ReclaimThread {
         scanner = Scanner(core: core)
         detacher = try Detacher(core: core, scanner: scanner)
         writeBack = try WriteBack(core: core, scanner: scanner)
+        let quietMax = core.quietMillisecondsMax * 1_000_000
+        waits = WaitWindow(span: quietMax, now: Clock.nanoseconds(), sum: core.quiet.parkedNanoseconds, most: quietMax)
         policy = AgingClock(pageCount: core.table.pageCount)
     }
 
@@ -105,6 +108,7 @@ final class ReclaimThread {
         lastTurn = now
         rested = 0
         core.journal.noteTime(core.quiet.nanoseconds)
+        core.waitBase.store(waits.base(now: now, sum: core.quiet.parkedNanoseconds), ordering: .relaxed)
     }
 
     /// How many pages should go now, and whether warm ones may be taken.
@@ -300,7 +304,7 @@ final class ReclaimThread {
         if freed > 0 {
             lastStall = Clock.nanoseconds()
             eviction.freed.wrappingAdd(UInt64(freed), ordering: .relaxed)
-        } else if Clock.nanoseconds() - lastStall > (core.quietMilliseconds * 2 + 1000) * 1_000_000 {
+        } else if Clock.nanoseconds() - lastStall > (core.quietMillisecondsMax * 2 + 1000) * 1_000_000 {
             // What is left is pinned, retired, or written all the time.
             finishEviction()
         }

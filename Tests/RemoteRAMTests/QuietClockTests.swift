@@ -64,6 +64,48 @@ import Testing
     }
 }
 
+extension QuietClockTests {
+    @Test("A wait for room counts while it goes on and afterwards, from its beginning") func parked() {
+        let clock = QuietClock()
+        #expect(clock.parkedNanoseconds == 0)
+        let since = Clock.nanoseconds() - Self.second
+        clock.noteParked(since: since)
+        // Another one within it changes nothing.
+        clock.noteParked(since: since + 500_000_000)
+        #expect(clock.parkedNanoseconds >= Self.second)
+        clock.noteParked(since: nil)
+        clock.noteParked(since: nil)
+        let sum = clock.parkedNanoseconds
+        #expect(sum >= Self.second && sum <= Clock.nanoseconds() - since)
+        Clock.sleep(milliseconds: 2)
+        #expect(clock.parkedNanoseconds == sum)
+    }
+}
+
+@Suite struct WaitWindowTests {
+    @Test("What was waited within the span counts, what was before does not; at first the most is assumed") func slides() {
+        var window = WaitWindow(span: 1600, now: 10_000, sum: 50, most: 800)
+        #expect(50 - window.base(now: 10_000, sum: 50) == 800)
+        // 10 of every 100 are waits.
+        var sum: Int64 = 50
+        for step in 1...200 {
+            sum += 10
+            let now = 10_000 + Int64(step) * 100
+            let waited = sum - window.base(now: now, sum: sum)
+            if step < 17 { #expect(waited >= 800) } else { #expect((160...170).contains(waited), "after \(step) steps") }
+        }
+        // None any more.
+        for step in 201...216 { _ = window.base(now: 10_000 + Int64(step) * 100, sum: sum) }
+        #expect(sum - window.base(now: 10_000 + 217 * 100, sum: sum) <= 10)
+    }
+
+    @Test("A long time without a look leaves what was seen before it") func gap() {
+        var window = WaitWindow(span: 1600, now: 0, sum: 0, most: 0)
+        #expect(window.base(now: 100_000, sum: 7) <= 7)
+        #expect(window.base(now: 101_000, sum: 9) == 7 || window.base(now: 101_000, sum: 9) == 0)
+    }
+}
+
 extension DeviceTests {
     /// Pages that were written while they went out, on their way back (rules R1, R4).
     @Suite struct PutBackTests {
