@@ -18,8 +18,12 @@ package final class Session {
     private let registry: DeviceRegistry
     private let log: @Sendable (ServerEvent) -> Void
     private let isStopping: @Sendable () -> Bool
+    /// The only VM that may be attached by this connection; nil: any.
+    private let onlyVM: String?
     private var stage = Stage.new
     private var vm: String?
+    /// The VM that was asked for last.
+    private var wantedVM: String?
     private var device: MemoryDevice?
     private var regions: [Request.Region] = []
     private var mapper: Mapper?
@@ -27,16 +31,25 @@ package final class Session {
     /// Why no more is read from the peer.
     private var lastWords: Refusal?
 
-    /// A peer that stays silent in the middle of its hand-shake, or does not take a reply, is not waited for longer.
-    private let handshakeMilliseconds: Int32
-    package static let handshakeMilliseconds: Int32 = 30_000
+    /// A peer that stays silent in the middle of its hand-shake, or needs too long for all of it, or does not take a reply, is not waited for longer.
+    package struct Limits: Sendable {
+        /// For the next bytes, before START.
+        package var idleMilliseconds: Int32 = 30_000
+        /// From the connection to START.
+        package var handshakeMilliseconds: Int32 = 120_000
+        package init() {}
+    }
+    private let limits: Limits
+    /// nil: after START.
+    private var patience: MessageSocket.Patience?
     private static let sendMilliseconds: Int32 = 5_000
 
     package init(
-        socket: consuming MessageSocket, peer: MessageSocket.Peer, registry: DeviceRegistry, handshakeMilliseconds: Int32,
+        socket: consuming MessageSocket, peer: MessageSocket.Peer, registry: DeviceRegistry, onlyVM: String? = nil, limits: Limits,
         log: @escaping @Sendable (ServerEvent) -> Void, isStopping: @escaping @Sendable () -> Bool
     ) {
-        self.handshakeMilliseconds = handshakeMilliseconds
+        self.limits = limits
+        self.onlyVM = onlyVM
         self.socket = socket
         self.peer = peer
         self.registry = registry
@@ -49,8 +62,7 @@ package final class Session {
         resuming vm: String, device: MemoryDevice, mapper: Mapper, discards: DiscardRing?, socket: consuming MessageSocket, peer: MessageSocket.Peer,
         registry: DeviceRegistry, log: @escaping @Sendable (ServerEvent) -> Void, isStopping: @escaping @Sendable () -> Bool
     ) {
-        self.init(
-            socket: socket, peer: peer, registry: registry, handshakeMilliseconds: Self.handshakeMilliseconds, log: log, isStopping: isStopping)
+        self.init(socket: socket, peer: peer, registry: registry, limits: Limits(), log: log, isStopping: isStopping)
         self.vm = vm
         self.device = device
         self.mapper = mapper
@@ -62,8 +74,11 @@ package final class Session {
     /// Serves the connection; returns when it is over and its device is released.
     package func run() {
         do throws(Errno) {
-            let receiveMilliseconds = stage == .started ? 0 : handshakeMilliseconds
-            try socket.setTimeouts(receiveMilliseconds: receiveMilliseconds, sendMilliseconds: Self.sendMilliseconds)
+            try socket.setTimeouts(receiveMilliseconds: 0, sendMilliseconds: Self.sendMilliseconds)
+            if stage != .started {
+                let deadline = Clock.nanoseconds() + Int64(limits.handshakeMilliseconds) * 1_000_000
+                patience = MessageSocket.Patience(idleMilliseconds: limits.idleMilliseconds, deadline: deadline)
+            }
             while try serveOne() {}
         } catch {
             if let lastWords {
@@ -81,10 +96,12 @@ package final class Session {
     /// As the socket does; says in `lastWords` what the peer has done wrong.
     private func receive(_ count: Int, into bytes: inout [UInt8], descriptors: inout DescriptorList) throws(Errno) -> Bool {
         do throws(Errno) {
-            return try socket.receive(count, into: &bytes, descriptors: &descriptors)
+            return try socket.receive(count, into: &bytes, descriptors: &descriptors, patience: patience)
         } catch {
             switch error {
-            case .again: lastWords = Refusal(errno: .timedOut, text: "nothing came for \(handshakeMilliseconds) ms before START", closes: true)
+            case .again: lastWords = Refusal(errno: .timedOut, text: "nothing came for \(limits.idleMilliseconds) ms before START", closes: true)
+            case .timedOut:
+                lastWords = Refusal(errno: .timedOut, text: "START has not come within \(limits.handshakeMilliseconds) ms of the connection", closes: true)
             case .tooManyReferences: lastWords = .form("more than \(MessageSocket.descriptorsMax) descriptors with one message")
             default: break
             }
@@ -134,7 +151,8 @@ package final class Session {
         var before = 0
         var turns = 0
         while true {
-            let bytes = try socket.peek(count)
+            var descriptors = DescriptorList()
+            let bytes = try socket.peek(count, descriptors: &descriptors)
             if bytes.count == count { return bytes }
             // Nothing more has come: it may have ended in the middle.
             turns = bytes.count > before ? 0 : turns + 1
@@ -159,7 +177,7 @@ package final class Session {
         } catch {
             if let failure = sendFailure { throw failure }
             try take()
-            log(.refused(peer, vm: vm, request: Request.Code(rawValue: header.request)?.name ?? "\(header.request)", error))
+            log(.refused(peer, vm: vm ?? wantedVM, request: Request.Code(rawValue: header.request)?.name ?? "\(header.request)", error))
             try refuse(header.request, error)
             return !error.closes
         }
@@ -277,6 +295,9 @@ package final class Session {
     }
 
     private func attach(vm: String, bytes: UInt64, keep: Bool) throws(Refusal) -> Reply {
+        wantedVM = vm
+        if let onlyVM, onlyVM != vm { throw .meaning(.access, "this socket is for VM \(onlyVM) alone; attach VM \(vm) by memdevd.sock or a socket of its own") }
+        try registry.admit(peer, to: vm)
         let (device, restored) = try registry.attach(vm: vm, bytes: bytes, keep: keep, pid: peer.pid, uid: peer.uid)
         self.vm = vm
         self.device = device
@@ -343,6 +364,7 @@ package final class Session {
         }
         stage = .started
         // From now on the VMM may be silent for months.
+        patience = nil
         try? socket.setTimeouts(receiveMilliseconds: 0, sendMilliseconds: Self.sendMilliseconds)
         log(.started(peer, vm: vm!))
     }

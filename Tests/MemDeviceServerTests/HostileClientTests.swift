@@ -229,7 +229,7 @@ import Testing
 
     @Test("A client that stays silent in its hand-shake is told why and cut off; one that has started may be silent", arguments: Stage.allCases)
     func silence(stage: Stage) throws {
-        let server = try TestServer(handshakeMilliseconds: 1000)
+        let server = try TestServer(sessions: { $0.idleMilliseconds = 1000 })
         defer { server.close() }
         let running = try server.connect(at: .started, vm: "running")
         let client = try server.connect(at: stage, vm: "silent")

@@ -21,7 +21,7 @@ final class TestServer: @unchecked Sendable {
 
     init(
         budget: UInt64? = nil, limits: (inout DeviceRegistry.Limits) -> Void = { _ in }, connections: (inout ConnectionCounts.Limits) -> Void = { _ in },
-        handshakeMilliseconds: Int32 = Session.handshakeMilliseconds,
+        sessions: (inout Session.Limits) -> Void = { _ in },
         configured: @escaping @Sendable (String) -> DeviceRegistry.Configured = { _ in .init(bytes: nil, keep: false) }
     ) throws {
         var limit = DeviceRegistry.Limits()
@@ -38,9 +38,10 @@ final class TestServer: @unchecked Sendable {
         let texts = eventTexts
         var connectionLimits = ConnectionCounts.Limits()
         connections(&connectionLimits)
+        var sessionLimits = Session.Limits()
+        sessions(&sessionLimits)
         let server = VMMServer(
-            socket: try MessageSocket.listen(path: path + "/sock"), registry: registry, limits: connectionLimits,
-            handshakeMilliseconds: handshakeMilliseconds
+            socket: try MessageSocket.listen(path: path + "/sock"), registry: registry, limits: connectionLimits, sessionLimits: sessionLimits
         ) { event in
             texts.list.withLock { $0.append("\(event.vm ?? "-"): \(event)") }
         }
