@@ -98,12 +98,13 @@ package struct MessageSocket: ~Copyable, Sendable {
         return count < 0 ? nil : Array(groups.prefix(Int(count)))
     }
 
-    /// Waits no longer than `patience` allows in the next receive: `ETIME` when that is over.
-    private borrowing func limit(_ patience: Patience) throws(Errno) {
+    /// Makes the next receive wait no longer than `patience` allows; `ETIME` when that is over. Returns the error that it means when the receive ends with `EAGAIN`.
+    private borrowing func limit(_ patience: Patience) throws(Errno) -> Errno {
         let left = (patience.deadline - Clock.nanoseconds() + 999_999) / 1_000_000
         if left <= 0 { throw .timedOut }
         // 0 would be for ever.
         try setReceiveTimeout(max(1, min(Int32(clamping: left), patience.idleMilliseconds)))
+        return left <= Int64(patience.idleMilliseconds) ? .timedOut : .again
     }
 
     /// A receive or send that takes longer fails with EAGAIN; 0 = never.
@@ -132,18 +133,18 @@ package struct MessageSocket: ~Copyable, Sendable {
     }
 
     /// The next bytes without taking them, up to `count`; waits for the first. Empty at the end of the stream. Copies of the descriptors that come with them are
-    /// added to `descriptors`. Wraps `recvmsg(MSG_PEEK)`.
+    /// added to `descriptors`, at most `descriptorsMax`. Wraps `recvmsg(MSG_PEEK)`.
     package borrowing func peek(_ count: Int, descriptors: inout DescriptorList, patience: Patience? = nil) throws(Errno) -> [UInt8] {
         var bytes = [UInt8](repeating: 0, count: count)
         var numbers = [Int32](repeating: -1, count: Self.descriptorsMax)
         var received: UInt32 = 0
         var truncated: Int32 = 0
-        if let patience { try limit(patience) }
+        let tooLate: Errno = if let patience { try limit(patience) } else { .again }
         let n = unsafe bytes.withUnsafeMutableBytes {
             unsafe cvhost_receive(descriptor.number, $0.baseAddress!, UInt64($0.count), &numbers, &received, &truncated, cvhost_msg_peek)
         }
         for number in numbers.prefix(Int(received)) { descriptors.append(Descriptor(owning: number)) }
-        if truncated != 0 { throw .tooManyReferences }
+        if n == -Int64(Errno.again.code) { throw tooLate }
         return Array(bytes.prefix(Int(try check(n))))
     }
 
@@ -156,7 +157,7 @@ package struct MessageSocket: ~Copyable, Sendable {
         bytes = [UInt8](repeating: 0, count: count)
         var done = 0
         while done < count {
-            if let patience { try limit(patience) }
+            let tooLate: Errno = if let patience { try limit(patience) } else { .again }
             var numbers = [Int32](repeating: -1, count: Self.descriptorsMax)
             var received: UInt32 = 0
             var truncated: Int32 = 0
@@ -166,6 +167,7 @@ package struct MessageSocket: ~Copyable, Sendable {
             }
             for number in numbers.prefix(Int(received)) { descriptors.append(Descriptor(owning: number)) }
             if truncated != 0 || descriptors.count > Self.descriptorsMax { throw .tooManyReferences }
+            if n == -Int64(Errno.again.code) { throw tooLate }
             if try check(n) == 0 {
                 if done == 0 { return false }
                 throw .protocolError

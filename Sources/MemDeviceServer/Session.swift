@@ -28,6 +28,8 @@ package final class Session {
     private var regions: [Request.Region] = []
     private var mapper: Mapper?
     private var discards: DiscardRing?
+    /// This server goes on for one that has died, which may have carried out a START without answering it.
+    private var isFirstAfterDeath = false
     /// Why no more is read from the peer.
     private var lastWords: Refusal?
 
@@ -69,6 +71,7 @@ package final class Session {
         self.discards = discards
         regions = registry[vm]?.regions ?? []
         stage = .started
+        isFirstAfterDeath = true
     }
 
     /// Serves the connection; returns when it is over and its device is released.
@@ -98,14 +101,19 @@ package final class Session {
         do throws(Errno) {
             return try socket.receive(count, into: &bytes, descriptors: &descriptors, patience: patience)
         } catch {
-            switch error {
-            case .again: lastWords = Refusal(errno: .timedOut, text: "nothing came for \(limits.idleMilliseconds) ms before START", closes: true)
-            case .timedOut:
-                lastWords = Refusal(errno: .timedOut, text: "START has not come within \(limits.handshakeMilliseconds) ms of the connection", closes: true)
-            case .tooManyReferences: lastWords = .form("more than \(MessageSocket.descriptorsMax) descriptors with one message")
-            default: break
-            }
+            note(error)
             throw error
+        }
+    }
+
+    /// What the peer has done wrong when nothing could be read of it.
+    private func note(_ error: Errno) {
+        switch error {
+        case .again: lastWords = Refusal(errno: .timedOut, text: "nothing came for \(limits.idleMilliseconds) ms before START", closes: true)
+        case .timedOut:
+            lastWords = Refusal(errno: .timedOut, text: "START has not come within \(limits.handshakeMilliseconds) ms of the connection", closes: true)
+        case .tooManyReferences: lastWords = .form("more than \(MessageSocket.descriptorsMax) descriptors with one message")
+        default: break
         }
     }
 
@@ -113,7 +121,8 @@ package final class Session {
     private func serveOne() throws(Errno) -> Bool {
         var descriptors = DescriptorList()
         var bytes: [UInt8] = []
-        if stage == .started, let goesOn = try servePeeked() { return goesOn }
+        if stage == .started || stage == .mapped, let goesOn = try servePeeked() { return goesOn }
+        isFirstAfterDeath = false
         guard try receive(Header.bytes, into: &bytes, descriptors: &descriptors) else { return false }
         let header: Header
         do throws(Refusal) {
@@ -131,33 +140,45 @@ package final class Session {
         return try carryOut(header, bytes, &descriptors)
     }
 
-    /// Serves a request of a VMM that runs: it is taken off the socket when it has been carried out, so that a server which dies in between leaves it to the next one.
-    /// nil: it is none of the requests that are right now.
+    /// Serves START, and the requests of a VMM that runs: they are taken off the socket when they have been carried out, so that a server which dies in between leaves
+    /// them to the next one. nil: it is none of these.
     private func servePeeked() throws(Errno) -> Bool? {
-        guard let head = try peek(Header.bytes) else { return false }
-        guard let header = try? Header(decoding: head), let code = Request.Code(rawValue: header.request) else { return nil }
-        guard [.discard, .pin, .unpin, .detach].contains(code) else { return nil }
-        guard let message = try peek(Header.bytes + header.size) else { return false }
+        // Before START what comes in pieces is received as usual.
+        guard let (head, hasDescriptors) = try peek(Header.bytes) else { return stage == .mapped ? nil : false }
+        guard !hasDescriptors, let header = try? Header(decoding: head), let code = Request.Code(rawValue: header.request) else { return nil }
+        switch code {
+        // One that is longer is refused.
+        case .start: guard header.size == 0, stage == .mapped || isFirstAfterDeath else { return nil }
+        case .discard, .pin, .unpin, .detach: guard stage == .started else { return nil }
+        default: return nil
+        }
+        guard let (message, _) = try peek(Header.bytes + header.size) else { return false }
         var descriptors = DescriptorList()
         return try carryOut(header, Array(message.dropFirst(Header.bytes)), &descriptors) { () throws(Errno) in
+            self.isFirstAfterDeath = false
             var bytes: [UInt8] = []
             var ignored = DescriptorList()
             _ = try self.receive(message.count, into: &bytes, descriptors: &ignored)
         }
     }
 
-    /// The next bytes, not taken; nil at the end of the connection. A message is sent in one piece, so waiting for its rest is rare.
-    private func peek(_ count: Int) throws(Errno) -> [UInt8]? {
+    /// The next bytes, not taken, and whether descriptors come with them; nil at the end of the connection. A message is sent in one piece, so waiting for its rest
+    /// is rare.
+    private func peek(_ count: Int) throws(Errno) -> (bytes: [UInt8], hasDescriptors: Bool)? {
         var before = 0
         var turns = 0
         while true {
             var descriptors = DescriptorList()
-            let bytes = try socket.peek(count, descriptors: &descriptors)
-            if bytes.count == count { return bytes }
+            let bytes: [UInt8]
+            do throws(Errno) { bytes = try socket.peek(count, descriptors: &descriptors, patience: patience) } catch {
+                note(error)
+                throw error
+            }
+            if bytes.count == count { return (bytes, descriptors.count > 0) }
             // Nothing more has come: it may have ended in the middle.
             turns = bytes.count > before ? 0 : turns + 1
             before = bytes.count
-            if bytes.isEmpty || turns > Self.peekTurnsMax { return nil }
+            if bytes.isEmpty || turns > (stage == .mapped ? 0 : Self.peekTurnsMax) { return nil }
             usleep(1000)
         }
     }
@@ -249,6 +270,7 @@ package final class Session {
             try require(code, .attached, .mapped)
             try setDiscardRing(entries: entries, &descriptors)
         case .start:
+            if stage == .started, isFirstAfterDeath { return acknowledge(code, header) }
             try require(code, .mapped)
             try start()
         case .discard(let extents):
@@ -384,6 +406,21 @@ package final class Session {
     }
 
     // MARK: The end
+
+    /// Answers the DETACH of a VMM whose memory a dead server has handed back, if there is one, and ends the connection.
+    package static func finish(_ socket: borrowing MessageSocket) {
+        try? socket.setTimeouts(receiveMilliseconds: 1, sendMilliseconds: sendMilliseconds)
+        var bytes: [UInt8] = []
+        var descriptors = DescriptorList()
+        if (try? socket.receive(Header.bytes, into: &bytes, descriptors: &descriptors)) == true, let header = try? Header(decoding: bytes),
+            header.request == Request.Code.detach.rawValue
+        {
+            var writer = WireWriter()
+            writer.u64(0)
+            try? socket.send(Header(request: header.request, isReply: true, size: writer.bytes.count).encoded() + writer.bytes)
+        }
+        socket.shutDown()
+    }
 
     private func detach(_ mode: Request.DetachMode) throws(Refusal) {
         switch mode {

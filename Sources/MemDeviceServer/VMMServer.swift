@@ -152,12 +152,24 @@ package final class VMMServer: Sendable {
         guard let attached = record.attached, let journal else {
             // A VMM may have been on its way to START; it sees its connection end.
             device.finishDetached()
+            // It may have declared ranges as pinned.
+            if device.table.pinnedPages > 0 { device.unpin(PageRange(0, device.pageCount)) }
             device.forgetRun()
             return
         }
         let mapper = Mapper(
             userfault: Userfault(try kept.required("mapper/userfault")), pagemap: Pagemap(try kept.required("mapper/pagemap")), pid: attached.peer.pid,
             noDMA: attached.noDMA, placements: attached.placements)
+        if kept.take(MemoryDevice.releasedKey) != nil {
+            // Every page is resident, and the VMM lives on without us.
+            device.finishReleasing(mapper)
+            Session.finish(MessageSocket(try kept.required("mapper/connection")))
+            registry.update(vm: vm) { $0.keep = false }
+            registry.detached(vm: vm)
+            log(.released(attached.peer, vm: vm))
+            return
+        }
+        if let pinning = kept.take(MemoryDevice.pinningKey) { try device.undoPin(pinning) }
         var discards: DiscardRing?
         if attached.ringEntries > 0 {
             discards = try DiscardRing(

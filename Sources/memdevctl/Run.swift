@@ -49,7 +49,8 @@ struct Run: ParsableCommand {
     func run() throws {
         let controlSocket = Path.absolute(control.socket, in: Environment.workingDirectory)
         let plan = try LaunchPlan(
-            vm: vm, budget: budget, size: size, keep: keep, controlSocket: controlSocket, vmmSocket: vmmSocket(besides: controlSocket), library: Library.find(), command: command,
+            vm: vm, budget: budget, size: size, keep: keep, controlSocket: controlSocket, vmmSocket: vmmSocket(besides: controlSocket), library: Library.find(),
+            command: command,
             inheritedPreload: Environment.value("LD_PRELOAD"))
         for warning in plan.warnings { StandardError.print("memdevctl: warning: \(warning)") }
         if dryRun { return print(plan.shellText) }

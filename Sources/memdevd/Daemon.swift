@@ -185,7 +185,10 @@ final class Daemon: Sendable {
         limits.bytesPerUserMax = settings.sizeMaxPerUser
         return DeviceRegistry(
             limits: limits, settings: { vm, bytes in Self.deviceSettings(settings, vm: vm, bytes: bytes) },
-            configured: { vm in DeviceRegistry.Configured(bytes: settings.vms[vm]?.size, keep: settings.vms[vm]?.keep ?? false, access: settings.accessRule(vm: vm)) },
+            configured: { vm in
+                DeviceRegistry.Configured(
+                    bytes: settings.vms[vm]?.size, keep: settings.vms[vm]?.keep ?? false, access: settings.accessRule(vm: vm))
+            },
             vault: keeper.client,
             onEvent: { vm, event in Self.log(event, vm: vm, logger) })
     }

@@ -30,7 +30,9 @@ final class RunDirectory {
     }
 
     /// Makes what is missing, takes the lock that keeps a second daemon out, and binds the sockets.
-    init(run: String, state: String, vmmPath: String, controlPath: String, socketMode: UInt32, controlMode: UInt32, own plans: [OwnSocketPlan]) throws(StartFailure) {
+    init(
+        run: String, state: String, vmmPath: String, controlPath: String, socketMode: UInt32, controlMode: UInt32, own plans: [OwnSocketPlan]
+    ) throws(StartFailure) {
         for path in [vmmPath, controlPath] where path.utf8.count > MessageSocket.pathBytesMax {
             throw StartFailure(
                 "socket path \(path) has \(path.utf8.count) bytes, the kernel takes \(MessageSocket.pathBytesMax); choose a shorter run-directory")
@@ -108,8 +110,9 @@ final class RunDirectory {
         defer { _ = umask(old) }
         do throws(Errno) {
             let socket = try MessageSocket.listen(path: path)
-            if let owner, lchown(path, owner.uid, owner.gid) != 0 { throw Errno(errno) }
             guard chmod(path, mode) == 0 else { throw Errno(errno) }
+            // Last: the mode of what is somebody else's needs another capability.
+            if let owner, owner != (geteuid(), getegid()), lchown(path, owner.uid, owner.gid) != 0 { throw Errno(errno) }
             return socket
         } catch {
             throw StartFailure("cannot listen on \(path)\(owner.map { " as uid \($0.uid), gid \($0.gid)" } ?? ""): \(error)")

@@ -12,6 +12,7 @@ final class TestServer: @unchecked Sendable {
     let registry: DeviceRegistry
     private let server: VMMServer
     private let thread: Thread
+    private var others: [Thread] = []
     private let eventTexts = EventTexts()
 
     static let pages: UInt64 = 2048
@@ -49,6 +50,24 @@ final class TestServer: @unchecked Sendable {
         thread = try Thread(name: "test-accept") { server.run() }
     }
 
+    /// Others than root get to the sockets, too.
+    func letOthersIn() { #expect(chmod(directory.path, 0o711) == 0 && chmod(path, 0o666) == 0) }
+
+    /// A socket where only `vm` may be attached; returns its path.
+    func listen(onlyFor vm: String) throws -> String {
+        let path = directory.path + "/" + vm + ".sock"
+        let box = Box(try MessageSocket.listen(path: path))
+        let server = server
+        others.append(try Thread(name: "test-accept") { server.run(box.take(), onlyFor: vm) })
+        return path
+    }
+
+    private final class Box: @unchecked Sendable {
+        private var socket: MessageSocket?
+        init(_ socket: consuming MessageSocket) { self.socket = consume socket }
+        func take() -> MessageSocket { socket.take()! }
+    }
+
     var path: String { directory.path + "/sock" }
     var events: [String] { eventTexts.list.withLock { $0 } }
 
@@ -70,6 +89,7 @@ final class TestServer: @unchecked Sendable {
     func close() {
         server.stop()
         thread.join()
+        for other in others { other.join() }
         for entry in registry.all { entry.device.stop() }
     }
 }
