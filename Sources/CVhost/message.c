@@ -4,8 +4,13 @@
 #include <errno.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/types.h>
 #include <sys/un.h>
 #include <sys/uio.h>
+
+#ifndef SO_PEERGROUPS
+#define SO_PEERGROUPS 59 /* Linux 4.13 */
+#endif
 
 int cvhost_socket(void)
 {
@@ -57,15 +62,6 @@ int cvhost_connect(int fd, const char *path)
 	return result < 0 ? -errno : 0;
 }
 
-int64_t cvhost_peek(int fd, void *buffer, uint64_t count)
-{
-	ssize_t result;
-	do {
-		result = recv(fd, buffer, count, MSG_PEEK);
-	} while (result < 0 && errno == EINTR);
-	return result < 0 ? -errno : result;
-}
-
 int cvhost_listen(int fd, int backlog)
 {
 	return listen(fd, backlog) < 0 ? -errno : 0;
@@ -91,6 +87,12 @@ int cvhost_set_timeouts(int fd, int receive_milliseconds, int send_milliseconds)
 	return setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &send, sizeof(send)) < 0 ? -errno : 0;
 }
 
+int cvhost_set_receive_timeout(int fd, int milliseconds)
+{
+	struct timeval receive = { milliseconds / 1000, (milliseconds % 1000) * 1000 };
+	return setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &receive, sizeof(receive)) < 0 ? -errno : 0;
+}
+
 int cvhost_peer_credentials(int fd, int32_t *pid, uint32_t *uid, uint32_t *gid)
 {
 	struct ucred credentials;
@@ -101,6 +103,15 @@ int cvhost_peer_credentials(int fd, int32_t *pid, uint32_t *uid, uint32_t *gid)
 	*uid = credentials.uid;
 	*gid = credentials.gid;
 	return 0;
+}
+
+int cvhost_peer_groups(int fd, uint32_t *groups, unsigned int max)
+{
+	_Static_assert(sizeof(gid_t) == sizeof(uint32_t), "groups are handed over as they are");
+	socklen_t length = (socklen_t)(max * sizeof(gid_t));
+	if (getsockopt(fd, SOL_SOCKET, SO_PEERGROUPS, groups, &length) < 0)
+		return -errno;
+	return (int)(length / sizeof(gid_t));
 }
 
 int64_t cvhost_send(int fd, const void *bytes, uint64_t length, const int *fds, unsigned int fd_count, int flags)
@@ -160,3 +171,4 @@ int64_t cvhost_receive(int fd, void *bytes, uint64_t length, int *fds, unsigned 
 }
 
 const int cvhost_msg_dontwait = MSG_DONTWAIT;
+const int cvhost_msg_peek = MSG_PEEK;

@@ -55,17 +55,20 @@ public struct ControlReply: Codable, Sendable, Equatable {
     public var ok: Bool?
     /// One line for a person: what failed, on what, what to try. Only with `ok == false`.
     public var error: String?
+    /// The client has not the right to it. Only with `ok == false`.
+    public var denied: Bool?
     public var progress: Progress?
     public var daemon: Daemon?
     public var devices: [DeviceStatus]?
     public var text: String?
 
     public init(
-        ok: Bool? = nil, error: String? = nil, progress: Progress? = nil, daemon: Daemon? = nil, devices: [DeviceStatus]? = nil,
+        ok: Bool? = nil, error: String? = nil, denied: Bool? = nil, progress: Progress? = nil, daemon: Daemon? = nil, devices: [DeviceStatus]? = nil,
         text: String? = nil
     ) {
         self.ok = ok
         self.error = error
+        self.denied = denied
         self.progress = progress
         self.daemon = daemon
         self.devices = devices

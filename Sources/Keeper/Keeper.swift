@@ -35,7 +35,7 @@ package struct Keeper: ~Copyable {
         package var silenceMilliseconds: Int64? = 10_000
         /// Most descriptors held; fewer where the limit of open files is lower.
         package var heldMax = 16_384
-        /// Exit statuses after which no other server is started: it ended as it should, or another would end alike.
+        /// Exit statuses after which no other server is started: 0, it ended as it should; others, when nothing of a VM is held: another would end alike.
         package var finalStatuses: Set<Int32> = [0, 64, 78]
         package init(executable: String, arguments: [String]) {
             self.executable = executable
@@ -125,7 +125,10 @@ package struct Keeper: ~Copyable {
             let status = serve(server, onEvent)
             let exit = status & 0x7F == 0 ? status >> 8 & 0xFF : -1
             // One that could not even start once would not the next time; one that had something to lose did start.
-            if options.finalStatuses.contains(exit) || (generation == 0 && exit == 1 && held.count <= heldAtFirst) { return exit }
+            // And one that cannot read its settings ends nothing as long as there is something to lose: they may be mended.
+            if (options.finalStatuses.contains(exit) && (exit == 0 || held.count <= heldFirst)) || (generation == 0 && exit == 1 && held.count <= heldAtFirst) {
+                return exit
+            }
             deathsInARow = Clock.nanoseconds() - began < Self.quickDeathNanoseconds ? deathsInARow + 1 : 0
             let wait = deathsInARow <= Self.freeDeaths ? 0 : min(Self.pauseMillisecondsMax, 50 << Int64(min(deathsInARow - Self.freeDeaths, 10)))
             if exit != Self.restartStatus {

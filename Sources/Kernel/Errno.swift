@@ -17,6 +17,7 @@ package struct Errno: Error, Equatable, Hashable, Sendable, CustomStringConverti
     package static let noProcess = Errno(ESRCH)
     package static let busy = Errno(EBUSY)
     package static let permission = Errno(EPERM)
+    package static let access = Errno(EACCES)
     package static let protocolError = Errno(EPROTO)
     package static let timedOut = Errno(ETIME)
     package static let range = Errno(ERANGE)

@@ -10,11 +10,29 @@ package struct MessageSocket: ~Copyable, Sendable {
         package var pid: Int32
         package var uid: UInt32
         package var gid: UInt32
+        /// Its supplementary groups when it connected.
+        package var groups: [UInt32] = []
 
-        package init(pid: Int32, uid: UInt32, gid: UInt32) {
+        package init(pid: Int32, uid: UInt32, gid: UInt32, groups: [UInt32] = []) {
             self.pid = pid
             self.uid = uid
             self.gid = gid
+            self.groups = groups
+        }
+
+        package func isMember(of group: UInt32) -> Bool { gid == group || groups.contains(group) }
+    }
+
+    /// How long `receive` may take.
+    package struct Patience: Sendable {
+        /// For the next bytes.
+        package var idleMilliseconds: Int32
+        /// For all, on the clock of `Clock.nanoseconds`.
+        package var deadline: Int64
+
+        package init(idleMilliseconds: Int32, deadline: Int64) {
+            self.idleMilliseconds = idleMilliseconds
+            self.deadline = deadline
         }
     }
 
@@ -62,16 +80,40 @@ package struct MessageSocket: ~Copyable, Sendable {
         MessageSocket(Descriptor(owning: try check(cvhost_accept(descriptor.number))))
     }
 
-    /// Wraps `getsockopt(SO_PEERCRED)`.
+    /// Who connected, as the kernel saw it then. Wraps `getsockopt(SO_PEERCRED)`, `getsockopt(SO_PEERGROUPS)`.
     package borrowing func peer() throws(Errno) -> Peer {
         var peer = Peer(pid: 0, uid: 0, gid: 0)
         _ = try check(unsafe cvhost_peer_credentials(descriptor.number, &peer.pid, &peer.uid, &peer.gid))
+        // A kernel without them: only the group that the process runs as counts.
+        peer.groups = Self.groups(descriptor.number, max: 64) ?? Self.groups(descriptor.number, max: Self.groupsMax) ?? []
         return peer
+    }
+
+    /// NGROUPS_MAX of the kernel.
+    private static let groupsMax = 65536
+
+    private static func groups(_ number: Int32, max: Int) -> [UInt32]? {
+        var groups = [UInt32](repeating: 0, count: max)
+        let count = unsafe cvhost_peer_groups(number, &groups, UInt32(max))
+        return count < 0 ? nil : Array(groups.prefix(Int(count)))
+    }
+
+    /// Makes the next receive wait no longer than `patience` allows; `ETIME` when that is over. Returns the error that it means when the receive ends with `EAGAIN`.
+    private borrowing func limit(_ patience: Patience) throws(Errno) -> Errno {
+        let left = (patience.deadline - Clock.nanoseconds() + 999_999) / 1_000_000
+        if left <= 0 { throw .timedOut }
+        // 0 would be for ever.
+        try setReceiveTimeout(max(1, min(Int32(clamping: left), patience.idleMilliseconds)))
+        return left <= Int64(patience.idleMilliseconds) ? .timedOut : .again
     }
 
     /// A receive or send that takes longer fails with EAGAIN; 0 = never.
     package borrowing func setTimeouts(receiveMilliseconds: Int32, sendMilliseconds: Int32) throws(Errno) {
         _ = try check(cvhost_set_timeouts(descriptor.number, receiveMilliseconds, sendMilliseconds))
+    }
+
+    private borrowing func setReceiveTimeout(_ milliseconds: Int32) throws(Errno) {
+        _ = try check(cvhost_set_receive_timeout(descriptor.number, milliseconds))
     }
 
     /// Ends the connection for both directions; a thread that waits in `receive` returns. Wraps `shutdown(2)`.
@@ -90,19 +132,32 @@ package struct MessageSocket: ~Copyable, Sendable {
         }
     }
 
-    /// The next bytes without taking them, up to `count`; waits for the first. Empty at the end of the stream. Wraps `recv(MSG_PEEK)`.
-    package borrowing func peek(_ count: Int) throws(Errno) -> [UInt8] {
+    /// The next bytes without taking them, up to `count`; waits for the first. Empty at the end of the stream. Copies of the descriptors that come with them are
+    /// added to `descriptors`, at most `descriptorsMax`. Wraps `recvmsg(MSG_PEEK)`.
+    package borrowing func peek(_ count: Int, descriptors: inout DescriptorList, patience: Patience? = nil) throws(Errno) -> [UInt8] {
         var bytes = [UInt8](repeating: 0, count: count)
-        let n = try check(unsafe bytes.withUnsafeMutableBytes { unsafe cvhost_peek(descriptor.number, $0.baseAddress!, UInt64($0.count)) })
-        return Array(bytes.prefix(Int(n)))
+        var numbers = [Int32](repeating: -1, count: Self.descriptorsMax)
+        var received: UInt32 = 0
+        var truncated: Int32 = 0
+        let tooLate: Errno = if let patience { try limit(patience) } else { .again }
+        let n = unsafe bytes.withUnsafeMutableBytes {
+            unsafe cvhost_receive(descriptor.number, $0.baseAddress!, UInt64($0.count), &numbers, &received, &truncated, cvhost_msg_peek)
+        }
+        for number in numbers.prefix(Int(received)) { descriptors.append(Descriptor(owning: number)) }
+        if n == -Int64(Errno.again.code) { throw tooLate }
+        return Array(bytes.prefix(Int(try check(n))))
     }
 
     /// Receives exactly `count` bytes, adding the descriptors that came with them to `descriptors`. False at an end of stream before the first
-    /// byte; `EPROTO` at an end in the middle, `ETOOMANYREFS` when more than `descriptorsMax` descriptors came. Wraps `recvmsg(2)`.
-    package borrowing func receive(_ count: Int, into bytes: inout [UInt8], descriptors: inout DescriptorList) throws(Errno) -> Bool {
+    /// byte; `EPROTO` at an end in the middle, `ETOOMANYREFS` when more than `descriptorsMax` descriptors came;
+    /// `EAGAIN` when nothing came for too long, `ETIME` when it took too long altogether. Wraps `recvmsg(2)`.
+    package borrowing func receive(
+        _ count: Int, into bytes: inout [UInt8], descriptors: inout DescriptorList, patience: Patience? = nil
+    ) throws(Errno) -> Bool {
         bytes = [UInt8](repeating: 0, count: count)
         var done = 0
         while done < count {
+            let tooLate: Errno = if let patience { try limit(patience) } else { .again }
             var numbers = [Int32](repeating: -1, count: Self.descriptorsMax)
             var received: UInt32 = 0
             var truncated: Int32 = 0
@@ -112,6 +167,7 @@ package struct MessageSocket: ~Copyable, Sendable {
             }
             for number in numbers.prefix(Int(received)) { descriptors.append(Descriptor(owning: number)) }
             if truncated != 0 || descriptors.count > Self.descriptorsMax { throw .tooManyReferences }
+            if n == -Int64(Errno.again.code) { throw tooLate }
             if try check(n) == 0 {
                 if done == 0 { return false }
                 throw .protocolError

@@ -8,6 +8,10 @@ package final class DeviceRegistry: Sendable {
     package struct Limits: Sendable {
         package var devicesMax = 64
         package var deviceBytesMax: UInt64 = 16 << 40
+        /// Devices of one uid that is not root, kept ones too.
+        package var devicesPerUserMax = 32
+        /// Memory of all these together; nil: no limit.
+        package var bytesPerUserMax: UInt64? = 16 << 40
         /// DRAM for the budgets of all devices together; nil: no limit.
         package var budgetBytesMax: UInt64?
         package init() {}
@@ -17,9 +21,11 @@ package final class DeviceRegistry: Sendable {
     package struct Configured: Sendable {
         package var bytes: UInt64?
         package var keep: Bool
-        package init(bytes: UInt64?, keep: Bool) {
+        package var access: AccessRule
+        package init(bytes: UInt64?, keep: Bool, access: AccessRule = .anyone) {
             self.bytes = bytes
             self.keep = keep
+            self.access = access
         }
     }
 
@@ -84,6 +90,9 @@ package final class DeviceRegistry: Sendable {
 
     package var all: [Entry] { state.withLock { $0.entries.values.sorted { $0.device.name < $1.device.name } } }
 
+    /// Refuses a peer that may not attach `vm`, whether there is such a VM or not.
+    package func admit(_ peer: MessageSocket.Peer, to vm: String) throws(Refusal) { try configured(vm).access.check(peer, vm: vm) }
+
     /// Makes a device for a VMM, or finds the kept one. `bytes` 0: as kept or configured.
     package func attach(vm: String, bytes: UInt64, keep: Bool, pid: Int32, uid: UInt32 = 0) throws(Refusal) -> (device: MemoryDevice, restored: Bool) {
         var refusal: Refusal?
@@ -121,6 +130,7 @@ package final class DeviceRegistry: Sendable {
         guard state.entries.count < limits.devicesMax else {
             throw .meaning(.noSpace, "\(state.entries.count) devices exist, devices-max allows \(limits.devicesMax)")
         }
+        try checkShare(of: uid, bytes: bytes, state)
         var settings = settings(vm, bytes)
         settings.vault = vault
         if let pages = state.budgets[vm] { settings.budgetPages = pages }
@@ -244,6 +254,21 @@ package final class DeviceRegistry: Sendable {
             let bytes = min(pages, .max >> pageShift) << pageShift
             throw .meaning(
                 .noSpace, "a budget of \(bytes) bytes for VM \(vm) does not fit: the others have \(others), memory-max is \(max)")
+        }
+    }
+
+    /// Refuses a user's device that is one too many, or too large together with the others.
+    private func checkShare(of uid: UInt32, bytes: UInt64, _ state: State) throws(Refusal) {
+        if uid == 0 { return }
+        let own = state.entries.values.filter { $0.ownerUID == uid }
+        guard own.count < limits.devicesPerUserMax else {
+            throw .meaning(
+                .quota, "uid \(uid) has \(own.count) devices, devices-max-per-user allows \(limits.devicesPerUserMax); 'memdevctl release' frees kept ones")
+        }
+        guard let max = limits.bytesPerUserMax else { return }
+        let taken = own.reduce(UInt64(0)) { $0 + $1.device.pageCount << pageShift }
+        guard taken <= max, bytes <= max - taken else {
+            throw .meaning(.quota, "uid \(uid) has devices of \(taken) bytes, \(bytes) more are over size-max-per-user, \(max)")
         }
     }
 

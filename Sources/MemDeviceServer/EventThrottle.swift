@@ -19,15 +19,20 @@ package struct EventThrottle: Sendable {
 
     /// What is to be told when `event` happens: nothing, or the event, after how many others were left out before.
     package mutating func admit(_ event: ServerEvent, now: Int64) -> [ServerEvent] {
-        var told: [ServerEvent] = []
+        let (isTold, before) = admit(uid: event.peer?.uid, isRefusal: event.isRefusal, now: now)
+        return isTold ? before + [event] : before
+    }
+
+    /// Whether something that a user did is to be told, and what is to be told before: how many others were left out.
+    package mutating func admit(uid: UInt32?, isRefusal: Bool, now: Int64) -> (isTold: Bool, before: [ServerEvent]) {
+        var before: [ServerEvent] = []
         if now / Self.periodNanoseconds != period {
-            told = flush()
+            before = flush()
             period = now / Self.periodNanoseconds
         }
-        let key = Key(uid: event.peer?.uid, isRefusal: event.isRefusal)
+        let key = Key(uid: uid, isRefusal: isRefusal)
         counts[key, default: 0] += 1
-        if counts[key]! <= Self.limit(key) { told.append(event) }
-        return told
+        return (counts[key]! <= Self.limit(key), before)
     }
 
     /// How many events were left out, and a new beginning.

@@ -18,25 +18,40 @@ package final class Session {
     private let registry: DeviceRegistry
     private let log: @Sendable (ServerEvent) -> Void
     private let isStopping: @Sendable () -> Bool
+    /// The only VM that may be attached by this connection; nil: any.
+    private let onlyVM: String?
     private var stage = Stage.new
     private var vm: String?
+    /// The VM that was asked for last.
+    private var wantedVM: String?
     private var device: MemoryDevice?
     private var regions: [Request.Region] = []
     private var mapper: Mapper?
     private var discards: DiscardRing?
+    /// This server goes on for one that has died, which may have carried out a START without answering it.
+    private var isFirstAfterDeath = false
     /// Why no more is read from the peer.
     private var lastWords: Refusal?
 
-    /// A peer that stays silent in the middle of its hand-shake, or does not take a reply, is not waited for longer.
-    private let handshakeMilliseconds: Int32
-    package static let handshakeMilliseconds: Int32 = 30_000
+    /// A peer that stays silent in the middle of its hand-shake, or needs too long for all of it, or does not take a reply, is not waited for longer.
+    package struct Limits: Sendable {
+        /// For the next bytes, before START.
+        package var idleMilliseconds: Int32 = 30_000
+        /// From the connection to START.
+        package var handshakeMilliseconds: Int32 = 120_000
+        package init() {}
+    }
+    private let limits: Limits
+    /// nil: after START.
+    private var patience: MessageSocket.Patience?
     private static let sendMilliseconds: Int32 = 5_000
 
     package init(
-        socket: consuming MessageSocket, peer: MessageSocket.Peer, registry: DeviceRegistry, handshakeMilliseconds: Int32,
+        socket: consuming MessageSocket, peer: MessageSocket.Peer, registry: DeviceRegistry, onlyVM: String? = nil, limits: Limits,
         log: @escaping @Sendable (ServerEvent) -> Void, isStopping: @escaping @Sendable () -> Bool
     ) {
-        self.handshakeMilliseconds = handshakeMilliseconds
+        self.limits = limits
+        self.onlyVM = onlyVM
         self.socket = socket
         self.peer = peer
         self.registry = registry
@@ -49,21 +64,24 @@ package final class Session {
         resuming vm: String, device: MemoryDevice, mapper: Mapper, discards: DiscardRing?, socket: consuming MessageSocket, peer: MessageSocket.Peer,
         registry: DeviceRegistry, log: @escaping @Sendable (ServerEvent) -> Void, isStopping: @escaping @Sendable () -> Bool
     ) {
-        self.init(
-            socket: socket, peer: peer, registry: registry, handshakeMilliseconds: Self.handshakeMilliseconds, log: log, isStopping: isStopping)
+        self.init(socket: socket, peer: peer, registry: registry, limits: Limits(), log: log, isStopping: isStopping)
         self.vm = vm
         self.device = device
         self.mapper = mapper
         self.discards = discards
         regions = registry[vm]?.regions ?? []
         stage = .started
+        isFirstAfterDeath = true
     }
 
     /// Serves the connection; returns when it is over and its device is released.
     package func run() {
         do throws(Errno) {
-            let receiveMilliseconds = stage == .started ? 0 : handshakeMilliseconds
-            try socket.setTimeouts(receiveMilliseconds: receiveMilliseconds, sendMilliseconds: Self.sendMilliseconds)
+            try socket.setTimeouts(receiveMilliseconds: 0, sendMilliseconds: Self.sendMilliseconds)
+            if stage != .started {
+                let deadline = Clock.nanoseconds() + Int64(limits.handshakeMilliseconds) * 1_000_000
+                patience = MessageSocket.Patience(idleMilliseconds: limits.idleMilliseconds, deadline: deadline)
+            }
             while try serveOne() {}
         } catch {
             if let lastWords {
@@ -81,14 +99,21 @@ package final class Session {
     /// As the socket does; says in `lastWords` what the peer has done wrong.
     private func receive(_ count: Int, into bytes: inout [UInt8], descriptors: inout DescriptorList) throws(Errno) -> Bool {
         do throws(Errno) {
-            return try socket.receive(count, into: &bytes, descriptors: &descriptors)
+            return try socket.receive(count, into: &bytes, descriptors: &descriptors, patience: patience)
         } catch {
-            switch error {
-            case .again: lastWords = Refusal(errno: .timedOut, text: "nothing came for \(handshakeMilliseconds) ms before START", closes: true)
-            case .tooManyReferences: lastWords = .form("more than \(MessageSocket.descriptorsMax) descriptors with one message")
-            default: break
-            }
+            note(error)
             throw error
+        }
+    }
+
+    /// What the peer has done wrong when nothing could be read of it.
+    private func note(_ error: Errno) {
+        switch error {
+        case .again: lastWords = Refusal(errno: .timedOut, text: "nothing came for \(limits.idleMilliseconds) ms before START", closes: true)
+        case .timedOut:
+            lastWords = Refusal(errno: .timedOut, text: "START has not come within \(limits.handshakeMilliseconds) ms of the connection", closes: true)
+        case .tooManyReferences: lastWords = .form("more than \(MessageSocket.descriptorsMax) descriptors with one message")
+        default: break
         }
     }
 
@@ -96,7 +121,8 @@ package final class Session {
     private func serveOne() throws(Errno) -> Bool {
         var descriptors = DescriptorList()
         var bytes: [UInt8] = []
-        if stage == .started, let goesOn = try servePeeked() { return goesOn }
+        if stage == .started || stage == .mapped, let goesOn = try servePeeked() { return goesOn }
+        isFirstAfterDeath = false
         guard try receive(Header.bytes, into: &bytes, descriptors: &descriptors) else { return false }
         let header: Header
         do throws(Refusal) {
@@ -114,32 +140,45 @@ package final class Session {
         return try carryOut(header, bytes, &descriptors)
     }
 
-    /// Serves a request of a VMM that runs: it is taken off the socket when it has been carried out, so that a server which dies in between leaves it to the next one.
-    /// nil: it is none of the requests that are right now.
+    /// Serves START, and the requests of a VMM that runs: they are taken off the socket when they have been carried out, so that a server which dies in between leaves
+    /// them to the next one. nil: it is none of these.
     private func servePeeked() throws(Errno) -> Bool? {
-        guard let head = try peek(Header.bytes) else { return false }
-        guard let header = try? Header(decoding: head), let code = Request.Code(rawValue: header.request) else { return nil }
-        guard [.discard, .pin, .unpin, .detach].contains(code) else { return nil }
-        guard let message = try peek(Header.bytes + header.size) else { return false }
+        // Before START what comes in pieces is received as usual.
+        guard let (head, hasDescriptors) = try peek(Header.bytes) else { return stage == .mapped ? nil : false }
+        guard !hasDescriptors, let header = try? Header(decoding: head), let code = Request.Code(rawValue: header.request) else { return nil }
+        switch code {
+        // One that is longer is refused.
+        case .start: guard header.size == 0, stage == .mapped || isFirstAfterDeath else { return nil }
+        case .discard, .pin, .unpin, .detach: guard stage == .started else { return nil }
+        default: return nil
+        }
+        guard let (message, _) = try peek(Header.bytes + header.size) else { return false }
         var descriptors = DescriptorList()
         return try carryOut(header, Array(message.dropFirst(Header.bytes)), &descriptors) { () throws(Errno) in
+            self.isFirstAfterDeath = false
             var bytes: [UInt8] = []
             var ignored = DescriptorList()
             _ = try self.receive(message.count, into: &bytes, descriptors: &ignored)
         }
     }
 
-    /// The next bytes, not taken; nil at the end of the connection. A message is sent in one piece, so waiting for its rest is rare.
-    private func peek(_ count: Int) throws(Errno) -> [UInt8]? {
+    /// The next bytes, not taken, and whether descriptors come with them; nil at the end of the connection. A message is sent in one piece, so waiting for its rest
+    /// is rare.
+    private func peek(_ count: Int) throws(Errno) -> (bytes: [UInt8], hasDescriptors: Bool)? {
         var before = 0
         var turns = 0
         while true {
-            let bytes = try socket.peek(count)
-            if bytes.count == count { return bytes }
+            var descriptors = DescriptorList()
+            let bytes: [UInt8]
+            do throws(Errno) { bytes = try socket.peek(count, descriptors: &descriptors, patience: patience) } catch {
+                note(error)
+                throw error
+            }
+            if bytes.count == count { return (bytes, descriptors.count > 0) }
             // Nothing more has come: it may have ended in the middle.
             turns = bytes.count > before ? 0 : turns + 1
             before = bytes.count
-            if bytes.isEmpty || turns > Self.peekTurnsMax { return nil }
+            if bytes.isEmpty || turns > (stage == .mapped ? 0 : Self.peekTurnsMax) { return nil }
             usleep(1000)
         }
     }
@@ -159,7 +198,7 @@ package final class Session {
         } catch {
             if let failure = sendFailure { throw failure }
             try take()
-            log(.refused(peer, vm: vm, request: Request.Code(rawValue: header.request)?.name ?? "\(header.request)", error))
+            log(.refused(peer, vm: vm ?? wantedVM, request: Request.Code(rawValue: header.request)?.name ?? "\(header.request)", error))
             try refuse(header.request, error)
             return !error.closes
         }
@@ -231,6 +270,7 @@ package final class Session {
             try require(code, .attached, .mapped)
             try setDiscardRing(entries: entries, &descriptors)
         case .start:
+            if stage == .started, isFirstAfterDeath { return acknowledge(code, header) }
             try require(code, .mapped)
             try start()
         case .discard(let extents):
@@ -277,6 +317,9 @@ package final class Session {
     }
 
     private func attach(vm: String, bytes: UInt64, keep: Bool) throws(Refusal) -> Reply {
+        wantedVM = vm
+        if let onlyVM, onlyVM != vm { throw .meaning(.access, "this socket is for VM \(onlyVM) alone; attach VM \(vm) by memdevd.sock or a socket of its own") }
+        try registry.admit(peer, to: vm)
         let (device, restored) = try registry.attach(vm: vm, bytes: bytes, keep: keep, pid: peer.pid, uid: peer.uid)
         self.vm = vm
         self.device = device
@@ -343,6 +386,7 @@ package final class Session {
         }
         stage = .started
         // From now on the VMM may be silent for months.
+        patience = nil
         try? socket.setTimeouts(receiveMilliseconds: 0, sendMilliseconds: Self.sendMilliseconds)
         log(.started(peer, vm: vm!))
     }
@@ -362,6 +406,21 @@ package final class Session {
     }
 
     // MARK: The end
+
+    /// Answers the DETACH of a VMM whose memory a dead server has handed back, if there is one, and ends the connection.
+    package static func finish(_ socket: borrowing MessageSocket) {
+        try? socket.setTimeouts(receiveMilliseconds: 1, sendMilliseconds: sendMilliseconds)
+        var bytes: [UInt8] = []
+        var descriptors = DescriptorList()
+        if (try? socket.receive(Header.bytes, into: &bytes, descriptors: &descriptors)) == true, let header = try? Header(decoding: bytes),
+            header.request == Request.Code.detach.rawValue
+        {
+            var writer = WireWriter()
+            writer.u64(0)
+            try? socket.send(Header(request: header.request, isReply: true, size: writer.bytes.count).encoded() + writer.bytes)
+        }
+        socket.shutDown()
+    }
 
     private func detach(_ mode: Request.DetachMode) throws(Refusal) {
         switch mode {

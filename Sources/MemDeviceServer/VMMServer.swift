@@ -45,42 +45,58 @@ package enum ServerEvent: Sendable, CustomStringConvertible {
     package var description: String {
         switch self {
         case .attached(let peer, _, let bytes, let restored):
-            "attached by process \(peer.pid) (uid \(peer.uid)), \(bytes >> 20) MiB\(restored ? ", contents kept from before" : "")"
+            "attached by \(peer.logged), \(bytes >> 20) MiB\(restored ? ", contents kept from before" : "")"
         case .started: "serving faults"
-        case .refused(let peer, _, let request, let refusal): "refused \(request) of process \(peer.pid) (uid \(peer.uid)): \(refusal.text)"
-        case .connectionFailed(let peer, _, let error): "connection of process \(peer.pid) ended: \(error)"
-        case .orphaned(let peer, _): "connection closed but process \(peer.pid) lives: its faults are served until it ends"
-        case .released: "VMM gone"
-        case .connectionRefused(let peer, let refusal): "refused a connection of process \(peer.pid): \(refusal.text)"
+        case .refused(let peer, _, let request, let refusal): "refused \(request) of \(peer.logged): \(refusal.text)"
+        case .connectionFailed(let peer, _, let error): "connection of \(peer.logged) ended: \(error)"
+        case .orphaned(let peer, _): "connection closed but \(peer.logged) lives: its faults are served until it ends"
+        case .released(let peer, _): "detached: \(peer.logged) is gone or has given it up"
+        case .connectionRefused(let peer, let refusal): "refused a connection of \(peer.logged): \(refusal.text)"
         case .acceptFailed(let error): "cannot accept a connection: \(error)"
         case .suppressed(let uid, let count): "\(count) more messages\(uid.map { " about clients of uid \($0)" } ?? "") within a few seconds are not shown"
         }
     }
 }
 
-/// Listens for VMMs; one thread a connection.
-/// Concurrency: `run` on one thread; `stop` from any.
+extension MessageSocket.Peer {
+    /// As the log has it.
+    package var logged: String { "process \(pid) (uid \(uid), gid \(gid))" }
+}
+
+/// Listens for VMMs, on a socket for all of them and on sockets for single VMs; one thread a connection.
+/// Concurrency: `run` on one thread for each socket; `stop` from any.
 package final class VMMServer: Sendable {
-    private let socket: MessageSocket
+    private let socket: Listener
+    /// The sockets of single VMs.
+    private let others = Mutex<[Listener]>([])
     private let registry: DeviceRegistry
     /// To the log, within limits.
     private let log: @Sendable (ServerEvent) -> Void
     private let tell: @Sendable (ServerEvent) -> Void
     private let connections: Mutex<ConnectionCounts>
-    private let handshakeMilliseconds: Int32
+    private let sessionLimits: Session.Limits
     private let throttle: Throttle
     private let stopping = Atomic<Bool>(false)
 
+    private final class Listener: Sendable {
+        let socket: MessageSocket
+        /// The VM that may be attached there; nil: any.
+        let vm: String?
+        init(_ socket: consuming MessageSocket, vm: String?) {
+            self.socket = socket
+            self.vm = vm
+        }
+    }
+
     private final class Throttle: Sendable { let state = Mutex(EventThrottle()) }
 
-    /// `handshakeMilliseconds`: how long a client may be silent before START.
     package init(
-        socket: consuming MessageSocket, registry: DeviceRegistry, limits: ConnectionCounts.Limits = .init(),
-        handshakeMilliseconds: Int32 = Session.handshakeMilliseconds, log: @escaping @Sendable (ServerEvent) -> Void
+        socket: consuming MessageSocket, registry: DeviceRegistry, limits: ConnectionCounts.Limits = .init(), sessionLimits: Session.Limits = .init(),
+        log: @escaping @Sendable (ServerEvent) -> Void
     ) {
-        self.socket = socket
+        self.socket = Listener(socket, vm: nil)
         self.registry = registry
-        self.handshakeMilliseconds = handshakeMilliseconds
+        self.sessionLimits = sessionLimits
         connections = Mutex(ConnectionCounts(limits: limits))
         let throttle = Throttle()
         self.throttle = throttle
@@ -91,12 +107,21 @@ package final class VMMServer: Sendable {
     }
 
     /// Accepts connections until `stop`.
-    package func run() {
+    package func run() { accept(socket) }
+
+    /// Accepts connections until `stop` on a socket where nothing but `vm` may be attached.
+    package func run(_ socket: consuming MessageSocket, onlyFor vm: String) {
+        let listener = Listener(socket, vm: vm)
+        others.withLock { $0.append(listener) }
+        accept(listener)
+    }
+
+    private func accept(_ listener: Listener) {
         while !stopping.load(ordering: .acquiring) {
             do throws(Errno) {
-                let connection = try socket.accept()
+                let connection = try listener.socket.accept()
                 guard !stopping.load(ordering: .acquiring) else { return }
-                try serve(connection)
+                try serve(connection, onlyVM: listener.vm)
             } catch {
                 if stopping.load(ordering: .acquiring) { return }
                 log(.acceptFailed(error))
@@ -127,12 +152,24 @@ package final class VMMServer: Sendable {
         guard let attached = record.attached, let journal else {
             // A VMM may have been on its way to START; it sees its connection end.
             device.finishDetached()
+            // It may have declared ranges as pinned.
+            if device.table.pinnedPages > 0 { device.unpin(PageRange(0, device.pageCount)) }
             device.forgetRun()
             return
         }
         let mapper = Mapper(
             userfault: Userfault(try kept.required("mapper/userfault")), pagemap: Pagemap(try kept.required("mapper/pagemap")), pid: attached.peer.pid,
             noDMA: attached.noDMA, placements: attached.placements)
+        if kept.take(MemoryDevice.releasedKey) != nil {
+            // Every page is resident, and the VMM lives on without us.
+            device.finishReleasing(mapper)
+            Session.finish(MessageSocket(try kept.required("mapper/connection")))
+            registry.update(vm: vm) { $0.keep = false }
+            registry.detached(vm: vm)
+            log(.released(attached.peer, vm: vm))
+            return
+        }
+        if let pinning = kept.take(MemoryDevice.pinningKey) { try device.undoPin(pinning) }
         var discards: DiscardRing?
         if attached.ringEntries > 0 {
             discards = try DiscardRing(
@@ -151,7 +188,7 @@ package final class VMMServer: Sendable {
         }
     }
 
-    private func serve(_ connection: consuming MessageSocket) throws(Errno) {
+    private func serve(_ connection: consuming MessageSocket, onlyVM: String?) throws(Errno) {
         let peer = try connection.peer()
         if let refusal = refusal(uid: peer.uid) {
             log(.connectionRefused(peer, refusal))
@@ -162,7 +199,7 @@ package final class VMMServer: Sendable {
         let handOver = HandOver(connection)
         do throws(Errno) {
             _ = try Thread(name: "mdd-session") { [self] in
-                Session(socket: handOver.take(), peer: peer, registry: registry, handshakeMilliseconds: handshakeMilliseconds, log: log) {
+                Session(socket: handOver.take(), peer: peer, registry: registry, onlyVM: onlyVM, limits: sessionLimits, log: log) {
                     self.stopping.load(ordering: .acquiring)
                 }.run()
                 connections.withLock { $0.close(uid: peer.uid) }
@@ -187,7 +224,8 @@ package final class VMMServer: Sendable {
 
     package func stop() {
         stopping.store(true, ordering: .releasing)
-        socket.shutDown()
+        socket.socket.shutDown()
+        others.withLock { for listener in $0 { listener.socket.shutDown() } }
         for event in throttle.state.withLock({ $0.flush() }) { tell(event) }
     }
 

@@ -335,6 +335,8 @@ package final class MemoryDevice: Sendable {
             loadAll(keepGoing)
             if turnsWithoutProgress > 0 { usleep(Self.releasePauseMicroseconds) }
         }
+        // Half of it done, the next server must not serve on: it finishes it.
+        try? settings.vault.hold(memfd.number, key: key(Self.releasedKey))
         for placement in core.mapper.placements {
             do throws(Errno) {
                 try core.mapper.userfault.unregister(address: placement.address, length: placement.pages.bytes)
@@ -342,11 +344,21 @@ package final class MemoryDevice: Sendable {
                 if error == .noProcess { return true }
                 core.report(.kernelRefused("ending the registration of \(placement.pages)", error))
                 core.holdWanted.store(false, ordering: .sequentiallyConsistent)
+                settings.vault.release(key(Self.releasedKey))
                 return false
             }
         }
         core.mapper.wake(PageRange(0, pageCount))
         return true
+    }
+
+    /// Held while, and after, a mapper's memory is given back to it with every page resident.
+    package static let releasedKey = "mapper/released"
+
+    /// For an adopted device: ends what a dead process had begun in `releaseMapper` when it held `releasedKey`.
+    package func finishReleasing(_ mapper: Mapper) {
+        for placement in mapper.placements { try? mapper.userfault.unregister(address: placement.address, length: placement.pages.bytes) }
+        mapper.wake(PageRange(0, pageCount))
     }
 
     private static let releaseTurnsMax = 50
@@ -421,6 +433,9 @@ package final class MemoryDevice: Sendable {
         for range in ranges { for page in range.start..<range.end where !table[page].pinned { fresh.append(page) } }
         let freshPages = fresh.runs.reduce(0) { $0 + $1.count }
         guard UInt64(max(0, table.pinnedPages)) + freshPages <= budget else { return false }
+        // Should this process die half-way, the next one takes back what is new.
+        if freshPages > 0 { try? PinJournal.hold(fresh.runs, settings.vault, key: key(Self.pinningKey)) }
+        defer { if freshPages > 0 { settings.vault.release(key(Self.pinningKey)) } }
         let deadline = Clock.nanoseconds() + (settings.graceMilliseconds * 2 + 2000) * 1_000_000
         repeat {
             for range in ranges { _ = load(range, pin: true) }
@@ -429,6 +444,14 @@ package final class MemoryDevice: Sendable {
         } while Clock.nanoseconds() < deadline
         for run in fresh.runs { unpin(run) }
         return false
+    }
+
+    /// Held while pages are being pinned: those that were not before.
+    package static let pinningKey = "mapper/pinning"
+
+    /// For an adopted device: takes back the pins of an order that a dead process has not finished. Who gave it gives it again.
+    package func undoPin(_ journal: borrowing Descriptor) throws(Errno) {
+        for run in try PinJournal.runs(journal, pageCount: pageCount) { unpin(run) }
     }
 
     package func unpin(_ range: PageRange) {

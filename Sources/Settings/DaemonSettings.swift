@@ -9,6 +9,14 @@ public struct DaemonSettings: Sendable, Equatable {
     /// Permission bits of the sockets.
     public var socketMode: UInt32 = 0o660
 
+    /// Who may attach a VM of which nothing else is said; nil: whoever reaches the socket.
+    public var defaultOwner: Account?
+    /// Whose members may, too.
+    public var defaultGroup: Account?
+    /// Whose members may change things by the control socket, and whose may look. Both nil: whoever reaches it may do everything.
+    public var controlOperators: Account?
+    public var controlObservers: Account?
+
     /// Budget of a VM for which nothing else is said.
     public var defaultBudget = Budget.percent(100)
     /// How long a page must have been write-protected and unwritten before it may leave DRAM.
@@ -25,6 +33,10 @@ public struct DaemonSettings: Sendable, Equatable {
     public var deviceSizeMax: UInt64 = 16 << 40
     /// DRAM for all budgets together; nil: no limit.
     public var memoryMax: UInt64?
+    /// VMs of one user, root excepted; nil: half of `devicesMax`.
+    public var devicesMaxPerUser: Int?
+    /// Memory of all VMs of one user together, root excepted; nil: no limit.
+    public var sizeMaxPerUser: UInt64? = 16 << 40
 
     public var logLevel = LogLevel.info
     /// What is set for single VMs, by vm-id.
@@ -41,8 +53,24 @@ public struct VMSettings: Sendable, Equatable {
     public var size: UInt64?
     /// Keep the contents when the VMM goes away.
     public var keep: Bool?
+    /// Who may attach it, and whose members may, too; both nil: as for VMs of which nothing is said.
+    public var owner: Account?
+    public var group: Account?
+    /// A socket for this VM alone, of that owner and group.
+    public var socket: VMSocket?
+    /// Its permission bits; nil: those of the other sockets.
+    public var socketMode: UInt32?
 
     public init() {}
+}
+
+/// Where a VM's own socket is.
+public enum VMSocket: Sendable, Equatable {
+    /// There is none.
+    case none
+    /// In the run directory, named after the VM.
+    case standard
+    case path(String)
 }
 
 /// How long a fault thread polls for the next fault before it sleeps.
@@ -66,6 +94,23 @@ extension DaemonSettings {
     public func dmaGraceMilliseconds(vm: String) -> Int {
         vms[vm]?.dmaGraceMilliseconds ?? dmaGraceMilliseconds
     }
+
+    /// Whether `vm` has a rule of its own for who may attach it; else the default owner and group count.
+    public func hasOwnRule(vm: String) -> Bool { vms[vm]?.owner != nil || vms[vm]?.group != nil }
+
+    public var devicesPerUser: Int { devicesMaxPerUser ?? (devicesMax + 1) / 2 }
+
+    /// Where the VMM of `vm` alone connects; nil: nowhere.
+    public func ownSocketPath(vm: String) -> String? {
+        switch vms[vm]?.socket {
+        case nil, .some(.none): nil
+        case .standard: "\(ownSocketDirectory)/\(vm).sock"
+        case .path(let path): path
+        }
+    }
+
+    /// Holds the sockets of single VMs.
+    public var ownSocketDirectory: String { "\(runDirectory)/sockets" }
 
     /// Where VMMs connect.
     public var vmmSocketPath: String { "\(runDirectory)/memdevd.sock" }

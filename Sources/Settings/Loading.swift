@@ -98,7 +98,30 @@ extension DaemonSettings {
 
     /// Values that are right one by one and wrong together.
     private func combinationProblems() -> [SettingsProblem] {
-        vms.keys.sorted().flatMap { vm in combinationProblems(of: vm, vms[vm] ?? VMSettings()) }
+        vms.keys.sorted().flatMap { vm in combinationProblems(of: vm, vms[vm] ?? VMSettings()) } + accessProblems()
+    }
+
+    private func accessProblems() -> [SettingsProblem] {
+        var messages: [String] = []
+        if let defaultGroup, defaultOwner == nil {
+            messages.append(
+                "default-group \(defaultGroup.text) has no effect while default-owner is any: name an owner, as in default-owner: root")
+        }
+        var users = [vmmSocketPath: "memdevd's socket for all VMs", controlSocketPath: "the control socket"]
+        for vm in vms.keys.sorted() {
+            guard let path = ownSocketPath(vm: vm) else {
+                if vms[vm]?.socketMode != nil { messages.append("VM '\(vm)': socket-mode is set but the VM has no socket: add socket: true") }
+                continue
+            }
+            if path.utf8.count > SettingValue.socketPathBytesMax {
+                messages.append(
+                    "VM '\(vm)': the socket path \(path) has \(path.utf8.count) bytes, at most \(SettingValue.socketPathBytesMax) are possible: choose a shorter run-directory, or name a path"
+                )
+            }
+            if let other = users[path] { messages.append("VM '\(vm)': the socket \(path) is \(other) already: choose another path") }
+            users[path] = "that of VM '\(vm)'"
+        }
+        return messages.map { SettingsProblem(place: .combination, message: $0) }
     }
 
     private func combinationProblems(of vm: String, _ target: VMSettings) -> [SettingsProblem] {

@@ -27,6 +27,26 @@ extension SettingKey where Target == DaemonSettings {
         } text: {
             "0" + String($0.socketMode, radix: 8)
         },
+        SettingKey(name: "default-owner") { (text, target) throws(ValueError) in
+            target.defaultOwner = text == "any" ? nil : try Account.user(text)
+        } text: {
+            $0.defaultOwner?.text ?? "any"
+        },
+        SettingKey(name: "default-group") { (text, target) throws(ValueError) in
+            target.defaultGroup = text == "none" ? nil : try Account.group(text)
+        } text: {
+            $0.defaultGroup?.text ?? "none"
+        },
+        SettingKey(name: "control-operators") { (text, target) throws(ValueError) in
+            target.controlOperators = text == "none" ? nil : try Account.group(text)
+        } text: {
+            $0.controlOperators?.text ?? "none"
+        },
+        SettingKey(name: "control-observers") { (text, target) throws(ValueError) in
+            target.controlObservers = text == "none" ? nil : try Account.group(text)
+        } text: {
+            $0.controlObservers?.text ?? "none"
+        },
         SettingKey(name: "default-budget") { (text, target) throws(ValueError) in
             target.defaultBudget = try SettingValue.budget(text)
         } text: {
@@ -72,6 +92,16 @@ extension SettingKey where Target == DaemonSettings {
         } text: {
             $0.memoryMax.map { Size(bytes: $0).exact } ?? "none"
         },
+        SettingKey(name: "devices-max-per-user") { (text, target) throws(ValueError) in
+            target.devicesMaxPerUser = text == "auto" ? nil : try SettingValue.number(text, SettingRange.devicesMax, unit: "")
+        } text: {
+            $0.devicesMaxPerUser.map(String.init) ?? "auto"
+        },
+        SettingKey(name: "size-max-per-user") { (text, target) throws(ValueError) in
+            target.sizeMaxPerUser = text == "none" ? nil : try SettingValue.pages(text, SettingRange.deviceSize)
+        } text: {
+            $0.sizeMaxPerUser.map { Size(bytes: $0).exact } ?? "none"
+        },
         SettingKey(name: "log-level") { (text, target) throws(ValueError) in
             target.logLevel = try SettingValue.logLevel(text)
         } text: {
@@ -103,6 +133,26 @@ extension SettingKey where Target == VMSettings {
         } text: {
             $0.keep.map(String.init)
         },
+        SettingKey(name: "owner") { (text, target) throws(ValueError) in
+            target.owner = try Account.user(text)
+        } text: {
+            $0.owner?.text
+        },
+        SettingKey(name: "group") { (text, target) throws(ValueError) in
+            target.group = try Account.group(text)
+        } text: {
+            $0.group?.text
+        },
+        SettingKey(name: "socket") { (text, target) throws(ValueError) in
+            target.socket = try SettingValue.vmSocket(text)
+        } text: {
+            $0.socket?.description
+        },
+        SettingKey(name: "socket-mode") { (text, target) throws(ValueError) in
+            target.socketMode = try SettingValue.mode(text)
+        } text: {
+            $0.socketMode.map { "0" + String($0, radix: 8) }
+        },
     ]
 }
 
@@ -119,6 +169,16 @@ enum SettingRange {
     /// One page to 1 PiB.
     static let deviceSize: ClosedRange<UInt64> = 4096...1 << 50
     static let memoryMax: ClosedRange<UInt64> = 1 << 20...1 << 50
+}
+
+extension VMSocket: CustomStringConvertible {
+    public var description: String {
+        switch self {
+        case .none: "false"
+        case .standard: "true"
+        case .path(let path): path
+        }
+    }
 }
 
 extension FaultSpin: CustomStringConvertible {

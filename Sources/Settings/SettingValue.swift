@@ -3,7 +3,8 @@ import ControlAPI
 /// Readers of values, the same for the file and the command line: text in, value or reason out.
 enum SettingValue {
     /// A Unix socket's path has at most 107 bytes (`sun_path` less its NUL); the longest name in the run directory is `/memdevd.sock`.
-    static let runDirectoryBytesMax = 107 - "/memdevd.sock".utf8.count
+    static let runDirectoryBytesMax = socketPathBytesMax - "/memdevd.sock".utf8.count
+    static let socketPathBytesMax = 107
     /// Leaves room below Linux' `PATH_MAX` for the names of swap files.
     static let stateDirectoryBytesMax = 3072
     static let pageBytes: UInt64 = 4096
@@ -48,6 +49,16 @@ enum SettingValue {
             throw ValueError("this path has \(path.utf8.count) bytes: at most \(bytesMax) are possible here; choose a shorter one")
         }
         return path
+    }
+
+    static func vmSocket(_ text: String) throws(ValueError) -> VMSocket {
+        switch text {
+        case "true": return .standard
+        case "false": return .none
+        default:
+            guard text.hasPrefix("/") else { throw ValueError("'\(text)' is neither true, false nor an absolute path") }
+            return .path(try directory(text, bytesMax: socketPathBytesMax))
+        }
     }
 
     static func mode(_ text: String) throws(ValueError) -> UInt32 {

@@ -22,6 +22,7 @@ struct ControlOptions: ParsableArguments {
     /// Sends `request` and returns the last line of the reply. Throws the daemon's words when it refuses.
     func send(_ request: ControlRequest, progress: (ControlReply.Progress) -> Void = { _ in }) throws(Failure) -> ControlReply {
         let reply = try ask(request, progress: progress)
+        if reply.denied == true { throw Failure(.notPermitted, reply.error ?? "not permitted") }
         if reply.ok != true { throw Failure(.refused, reply.error ?? "the daemon refused without a reason") }
         return reply
     }

@@ -16,7 +16,7 @@ enum ExitStatus: Int32, CaseIterable {
         case .usage: "wrong usage, or a command line that 'run' refuses"
         case .unreachable: "the daemon is not running or does not answer"
         case .protocolViolated: "the daemon answered something that is not understood: versions differ?"
-        case .notPermitted: "not permitted to talk to the daemon"
+        case .notPermitted: "not permitted to talk to the daemon, or to do this"
         case .notExecutable: "run: the command cannot be executed"
         case .notFound: "run: the command was not found"
         }

@@ -16,9 +16,9 @@ struct LaunchPlan: Equatable {
         let value: String
     }
 
-    /// `command`: not empty. `library`: path of libmemdev.so. Throws with the reason when the command cannot work with memdevd.
+    /// `vmmSocket`: where the VMM connects; nil: beside `controlSocket`. `command`: not empty. `library`: path of libmemdev.so. Throws with the reason when the command cannot work with memdevd.
     init(
-        vm: String, budget: Budget?, size: Size?, keep: Bool, controlSocket: String, library: String, command: [String],
+        vm: String, budget: Budget?, size: Size?, keep: Bool, controlSocket: String, vmmSocket: String? = nil, library: String, command: [String],
         inheritedPreload: String?
     ) throws(Failure) {
         let directory = LaunchPlan.directory(of: controlSocket)
@@ -37,7 +37,7 @@ struct LaunchPlan: Equatable {
         self.warnings = warnings
         budgetBytes = try LaunchPlan.bytes(of: budget, guestSize: guestSize)
         environment = try LaunchPlan.environment(
-            vm: vm, keep: keep, directory: directory, path: path, library: library, inheritedPreload: inheritedPreload)
+            vm: vm, keep: keep, socket: vmmSocket ?? "\(directory)/memdevd.sock", path: path, library: library, inheritedPreload: inheritedPreload)
         notes = environment.map { "environment: \($0.name)=\($0.value)" } + (added.isEmpty ? [] : ["added: \(Shell.join(added))"])
     }
 
@@ -47,7 +47,7 @@ struct LaunchPlan: Equatable {
     }
 
     private static func environment(
-        vm: String, keep: Bool, directory: String, path: String, library: String, inheritedPreload: String?
+        vm: String, keep: Bool, socket: String, path: String, library: String, inheritedPreload: String?
     ) throws(Failure) -> [Variable] {
         // ld.so(8): LD_PRELOAD is separated by spaces and colons, and there is no way to escape them.
         if library.contains(where: { $0 == " " || $0 == ":" }) {
@@ -56,7 +56,7 @@ struct LaunchPlan: Equatable {
         let preload = inheritedPreload.map { "\(library):\($0)" } ?? library
         var variables = [
             Variable(name: "LD_PRELOAD", value: preload), Variable(name: "MEMDEV_PRELOAD", value: "1"),
-            Variable(name: "MEMDEV_SOCKET", value: "\(directory)/memdevd.sock"), Variable(name: "MEMDEV_VM", value: vm),
+            Variable(name: "MEMDEV_SOCKET", value: socket), Variable(name: "MEMDEV_VM", value: vm),
             Variable(name: "MEMDEV_PATH", value: path),
         ]
         if keep { variables.append(Variable(name: "MEMDEV_FLAGS", value: "keep")) }
@@ -82,7 +82,7 @@ struct LaunchPlan: Equatable {
         }
     }
 
-    private static func directory(of socket: String) -> String {
+    static func directory(of socket: String) -> String {
         guard let slash = socket.lastIndex(of: "/") else { return "." }
         return slash == socket.startIndex ? "" : String(socket[..<slash])
     }

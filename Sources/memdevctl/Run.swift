@@ -27,6 +27,10 @@ struct Run: ParsableCommand {
     var size: Size?
     @Flag(help: "Keep the memory's contents when the VMM ends, until it comes back or 'memdevctl release'.")
     var keep = false
+    @Option(
+        help: ArgumentHelp("Where the VMM connects. (default: the VM's own socket if there is one, else that for all VMs)", valueName: "path"),
+        completion: .file())
+    var vmmSocket: String?
     @Flag(name: .shortAndLong, help: "Say what is added to the command and the environment.")
     var verbose = false
     @Flag(help: "Print the command with its environment instead of executing it. Talks to no daemon.")
@@ -43,15 +47,23 @@ struct Run: ParsableCommand {
     }
 
     func run() throws {
+        let controlSocket = Path.absolute(control.socket, in: Environment.workingDirectory)
         let plan = try LaunchPlan(
-            vm: vm, budget: budget, size: size, keep: keep,
-            controlSocket: Path.absolute(control.socket, in: Environment.workingDirectory), library: Library.find(), command: command,
+            vm: vm, budget: budget, size: size, keep: keep, controlSocket: controlSocket, vmmSocket: vmmSocket(besides: controlSocket), library: Library.find(),
+            command: command,
             inheritedPreload: Environment.value("LD_PRELOAD"))
         for warning in plan.warnings { StandardError.print("memdevctl: warning: \(warning)") }
         if dryRun { return print(plan.shellText) }
         if verbose { for note in plan.notes { StandardError.print("memdevctl: \(note)") } }
         try tellDaemon(budgetBytes: plan.budgetBytes)
         try Executable.become(plan.command, environment: plan.environment)
+    }
+
+    /// The socket that memdevd.yaml(5) `socket: true` makes, where this user can use it. nil: that for all VMs.
+    private func vmmSocket(besides controlSocket: String) -> String? {
+        if let vmmSocket { return Path.absolute(vmmSocket, in: Environment.workingDirectory) }
+        let own = "\(LaunchPlan.directory(of: controlSocket))/sockets/\(vm).sock"
+        return access(own, R_OK | W_OK) == 0 ? own : nil
     }
 
     /// Sets the budget; without one only makes sure that the daemon is there, so that its absence is reported in our words.

@@ -2,6 +2,7 @@ import ControlAPI
 import Glibc
 import Kernel
 import Logging
+import MemDeviceServer
 import Synchronization
 
 /// Listens for `memdevctl`; one thread a connection, one JSON object a line.
@@ -9,22 +10,32 @@ import Synchronization
 final class ControlServer: Sendable {
     private let socket: MessageSocket
     private let commands: ControlCommands
+    private let access: ControlAccess
     private let logger: Logger
     private let stopping = Atomic<Bool>(false)
-    private let connections = Atomic<Int>(0)
-    private static let connectionsMax = 64
+    private let connections: Mutex<ConnectionCounts>
+    private let throttle = Mutex(EventThrottle())
     private static let sendMilliseconds: Int32 = 5_000
 
-    init(socket: consuming MessageSocket, commands: ControlCommands, logger: Logger) {
+    static var connectionLimits: ConnectionCounts.Limits {
+        var limits = ConnectionCounts.Limits()
+        limits.total = 64
+        limits.perUser = 16
+        return limits
+    }
+
+    init(socket: consuming MessageSocket, commands: ControlCommands, access: ControlAccess, logger: Logger) {
         self.socket = socket
         self.commands = commands
+        self.access = access
         self.logger = logger
+        connections = Mutex(ConnectionCounts(limits: Self.connectionLimits))
     }
 
     func run() {
         while !stopping.load(ordering: .acquiring) {
             do throws(Errno) {
-                let connection = ConnectionBox(try socket.accept())
+                let connection = try ConnectionBox(try socket.accept())
                 try serve(connection)
             } catch {
                 if stopping.load(ordering: .acquiring) { return }
@@ -41,24 +52,49 @@ final class ControlServer: Sendable {
 
     private final class ConnectionBox: Sendable {
         let socket: MessageSocket
-        init(_ socket: consuming MessageSocket) { self.socket = socket }
+        let peer: MessageSocket.Peer
+        init(_ socket: consuming MessageSocket) throws(Errno) {
+            peer = try socket.peer()
+            self.socket = socket
+        }
     }
 
     private func serve(_ connection: ConnectionBox) throws(Errno) {
-        guard connections.load(ordering: .relaxed) < Self.connectionsMax else {
-            return logger.warning("control socket: \(Self.connectionsMax) connections are open, one more refused")
+        let uid = connection.peer.uid
+        // Nothing is read of a client that may do nothing.
+        if let refusal = access.refusal(of: nil, to: connection.peer) { return turnAway(connection, refusal, isDenied: true) }
+        let refusal = connections.withLock { counts -> Refusal? in
+            do throws(Refusal) { try counts.open(uid: uid) } catch { return error }
+            return nil
         }
-        try connection.socket.setTimeouts(receiveMilliseconds: 0, sendMilliseconds: Self.sendMilliseconds)
-        connections.wrappingAdd(1, ordering: .relaxed)
+        if let refusal { return turnAway(connection, refusal.text, isDenied: false) }
         do throws(Errno) {
+            try connection.socket.setTimeouts(receiveMilliseconds: 0, sendMilliseconds: Self.sendMilliseconds)
             _ = try Thread(name: "mdd-ctl-conn") { [self] in
                 converse(connection)
-                connections.wrappingSubtract(1, ordering: .relaxed)
+                connections.withLock { $0.close(uid: uid) }
             }
         } catch {
-            connections.wrappingSubtract(1, ordering: .relaxed)
+            connections.withLock { $0.close(uid: uid) }
             throw error
         }
+    }
+
+    private func turnAway(_ connection: ConnectionBox, _ text: String, isDenied: Bool) {
+        audit(connection.peer, "refused a control connection", vm: nil, refusal: text)
+        // Fits into the new socket's buffer.
+        if let line = try? JSONLine.encode(ControlReply(ok: false, error: text, denied: isDenied ? true : nil)) {
+            try? connection.socket.send(line, dontWait: true)
+        }
+    }
+
+    /// One line for what somebody has done or was not allowed to, within limits for each user.
+    private func audit(_ peer: MessageSocket.Peer, _ what: String, vm: String?, refusal: String?) {
+        let (isTold, before) = throttle.withLock { $0.admit(uid: peer.uid, isRefusal: refusal != nil, now: Clock.nanoseconds()) }
+        for event in before { logger.warning("control socket: \(event)") }
+        if !isTold { return }
+        let metadata: Logger.Metadata = vm.map { ["vm": "\($0)"] } ?? [:]
+        logger.log(level: refusal == nil ? .notice : .warning, "\(what) by \(peer.logged)\(refusal.map { ": \($0)" } ?? "")", metadata: metadata)
     }
 
     private func converse(_ connection: ConnectionBox) {
@@ -86,10 +122,19 @@ final class ControlServer: Sendable {
         } catch {
             return ControlReply(ok: false, error: "no request that this version knows: \(String(decoding: line.prefix(200), as: UTF8.self))")
         }
-        if [.budget, .evict, .load, .release].contains(request.command), let peer = try? connection.socket.peer() {
-            logger.info("\(request.command.rawValue) by uid \(peer.uid)", metadata: ["vm": "\(request.vm ?? "")"])
+        // The client's own words go into the log only as far as they are a vm-id.
+        let vm = request.vm.flatMap { VMIdentifier.problem(with: $0) == nil ? $0 : nil }
+        if let refusal = access.refusal(of: request.command, to: connection.peer) {
+            audit(connection.peer, "refused \(request.command.rawValue)", vm: vm, refusal: refusal)
+            return ControlReply(ok: false, error: refusal, denied: true)
         }
-        return commands.run(request) { self.send(ControlReply(progress: $0), connection) }
+        let reply = commands.run(request) { self.send(ControlReply(progress: $0), connection) }
+        if !request.command.isReadOnly {
+            let bytes = request.bytes.map { " of \(Size(bytes: $0))" } ?? ""
+            let failure = reply.ok == true ? nil : reply.error ?? "no reason"
+            audit(connection.peer, "\(failure == nil ? "" : "failed ")\(request.command.rawValue)\(bytes)", vm: vm, refusal: failure)
+        }
+        return reply
     }
 
     private func send(_ reply: ControlReply, _ connection: ConnectionBox) -> Bool {

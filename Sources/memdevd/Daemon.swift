@@ -29,9 +29,10 @@ final class Daemon: Sendable {
         let server = VMMServer(socket: try keeper.socket(KeeperProcess.vmmSocket), registry: registry) { event in Self.log(event, logger) }
         adopt(server)
         let control = ControlServer(
-            socket: try keeper.socket(KeeperProcess.controlSocket), commands: ControlCommands(registry: registry, settings: settings), logger: logger)
+            socket: try keeper.socket(KeeperProcess.controlSocket), commands: ControlCommands(registry: registry, settings: settings),
+            access: settings.controlAccess, logger: logger)
         do {
-            let serving = try Thread(name: "mdd-accept") { server.run() }
+            let serving = try [Thread(name: "mdd-accept") { server.run() }] + ownSockets(server)
             let controlling = try Thread(name: "mdd-control") { control.run() }
             let notify = Notify()
             notify.ready()
@@ -40,12 +41,31 @@ final class Daemon: Sendable {
             notify.stopping("ending")
             server.stop()
             control.stop()
-            serving.join()
+            for thread in serving { thread.join() }
             controlling.join()
         } catch {
             throw StartFailure("cannot start a thread: \(error)")
         }
         logger.info("ended")
+    }
+
+    /// Listens on the sockets of single VMs; on all that the keeper has, for a VMM may wait there.
+    private func ownSockets(_ server: VMMServer) throws -> [Thread] {
+        let held = keeper.ownSocketVMs
+        for plan in settings.ownSockets where !held.contains(plan.vm) {
+            logger.warning("the socket \(plan.path) is made when memdevd is started the next time: a reload makes none", metadata: ["vm": "\(plan.vm)"])
+        }
+        return try held.map { vm in
+            let box = SocketBox(try keeper.socket(KeeperProcess.ownSocketPrefix + vm))
+            return try Thread(name: "mdd-accept") { server.run(box.take(), onlyFor: vm) }
+        }
+    }
+
+    /// Carries a socket into its thread.
+    private final class SocketBox: @unchecked Sendable {
+        private var socket: MessageSocket?
+        init(_ socket: consuming MessageSocket) { self.socket = consume socket }
+        func take() -> MessageSocket { socket.take()! }
     }
 
     /// Takes over the VMs of the server before this one.
@@ -161,9 +181,14 @@ final class Daemon: Sendable {
         limits.devicesMax = settings.devicesMax
         limits.deviceBytesMax = settings.deviceSizeMax
         limits.budgetBytesMax = settings.memoryMax
+        limits.devicesPerUserMax = settings.devicesPerUser
+        limits.bytesPerUserMax = settings.sizeMaxPerUser
         return DeviceRegistry(
             limits: limits, settings: { vm, bytes in Self.deviceSettings(settings, vm: vm, bytes: bytes) },
-            configured: { vm in DeviceRegistry.Configured(bytes: settings.vms[vm]?.size, keep: settings.vms[vm]?.keep ?? false) },
+            configured: { vm in
+                DeviceRegistry.Configured(
+                    bytes: settings.vms[vm]?.size, keep: settings.vms[vm]?.keep ?? false, access: settings.accessRule(vm: vm))
+            },
             vault: keeper.client,
             onEvent: { vm, event in Self.log(event, vm: vm, logger) })
     }

@@ -8,6 +8,8 @@ import Settings
 enum KeeperProcess {
     static let vmmSocket = "socket/vmm"
     static let controlSocket = "socket/control"
+    /// Before the vm-id of a VM that has a socket of its own.
+    static let ownSocketPrefix = "socket/vm/"
 
     /// What a server may use at most, and why:
     /// - `systemResource`: each VM has eight pipes of 512 KiB (`ReclaimJournal`), and without it all VMs together get 64 MiB of them before pipes shrink to two pages
@@ -34,7 +36,7 @@ enum KeeperProcess {
     static func run(settings: DaemonSettings, logger: Logger) throws -> Int32 {
         let directory = try RunDirectory(
             run: settings.runDirectory, state: settings.stateDirectory, vmmPath: settings.vmmSocketPath, controlPath: settings.controlSocketPath,
-            socketMode: settings.socketMode)
+            socketMode: settings.socketMode, controlMode: settings.controlSocketMode, own: settings.ownSockets)
         removeLeftovers(settings.stateDirectory, logger)
         // Where the privilege to lift limits is missing, a capability takes their place (`serverCapabilities`).
         attempt("lift the limits of locked memory and nice values", logger, level: .debug, Privileges.liftLimits)
@@ -45,6 +47,7 @@ enum KeeperProcess {
             var keeper = try Keeper(options: Keeper.Options(executable: try ownPath(), arguments: CommandLine.arguments))
             try keeper.hold(directory.vmm.descriptor, key: vmmSocket)
             try keeper.hold(directory.control.descriptor, key: controlSocket)
+            for own in directory.own { try keeper.hold(own.socket.descriptor, key: ownSocketPrefix + own.vm) }
             return keeper.run { event in
                 switch event {
                 case .started: logger.info("\(event)")
@@ -103,6 +106,12 @@ struct Inheritance {
             throw StartFailure("cannot talk to the keeper: \(error)")
         }
         generation = ProcessEnvironment[KeeperClient.generationVariable].flatMap { Int($0) } ?? 0
+    }
+
+    /// The VMs that have a socket of their own.
+    var ownSocketVMs: [String] {
+        let prefix = KeeperProcess.ownSocketPrefix
+        return sockets.names.filter { $0.hasPrefix(prefix) }.map { String($0.dropFirst(prefix.count)) }
     }
 
     func socket(_ name: String) throws(StartFailure) -> MessageSocket {

@@ -22,6 +22,14 @@ struct Options: ParsableArguments {
     var stateDirectory: String?
     @Option(help: Options.help("socket-mode", "Permissions of the sockets.", "octal"))
     var socketMode: String?
+    @Option(help: Options.help("default-owner", "Who may attach a VM that is not configured: any, a user or a uid.", "user|any"))
+    var defaultOwner: String?
+    @Option(help: Options.help("default-group", "Whose members may attach a VM that is not configured, too.", "group|none"))
+    var defaultGroup: String?
+    @Option(help: Options.help("control-operators", "Whose members may do everything by the control socket.", "group|none"))
+    var controlOperators: String?
+    @Option(help: Options.help("control-observers", "Whose members may look by the control socket.", "group|none"))
+    var controlObservers: String?
     @Option(
         help: Options.help(
             "default-budget", "DRAM that a VM may hold if nothing else is said of it: a size or a percentage of the VM's.", "size|%"))
@@ -47,12 +55,16 @@ struct Options: ParsableArguments {
     var deviceSizeMax: String?
     @Option(help: Options.help("memory-max", "DRAM for the budgets of all VMs together, or none.", "size|none"))
     var memoryMax: String?
+    @Option(help: Options.help("devices-max-per-user", "Most VMs of one user but root; auto: half of devices-max.", "count|auto"))
+    var devicesMaxPerUser: String?
+    @Option(help: Options.help("size-max-per-user", "Memory of all VMs of one user but root together, or none.", "size|none"))
+    var sizeMaxPerUser: String?
     @Option(help: Options.help("log-level", "trace, debug, info, notice, warning, error or critical.", "level"))
     var logLevel: String?
     @Option(
         name: .customLong("vm"),
         help: ArgumentHelp(
-            "Settings of one VM, keys budget, dma-grace-milliseconds, size, keep; as in web1:budget=50%,keep=true. May be repeated.",
+            "Settings of one VM, keys budget, dma-grace-milliseconds, size, keep, owner, group, socket, socket-mode; as in web1:budget=50%,keep=true. May be repeated.",
             valueName: "id:key=value,…"))
     var vms: [String] = []
 
@@ -96,6 +108,10 @@ struct Options: ParsableArguments {
         overrides.values["run-directory"] = runDirectory
         overrides.values["state-directory"] = stateDirectory
         overrides.values["socket-mode"] = socketMode
+        overrides.values["default-owner"] = defaultOwner
+        overrides.values["default-group"] = defaultGroup
+        overrides.values["control-operators"] = controlOperators
+        overrides.values["control-observers"] = controlObservers
         overrides.values["default-budget"] = defaultBudget
         overrides.values["dma-grace-milliseconds"] = dmaGraceMilliseconds
         overrides.values["scan-interval-milliseconds"] = scanIntervalMilliseconds
@@ -105,6 +121,8 @@ struct Options: ParsableArguments {
         overrides.values["devices-max"] = devicesMax
         overrides.values["device-size-max"] = deviceSizeMax
         overrides.values["memory-max"] = memoryMax
+        overrides.values["devices-max-per-user"] = devicesMaxPerUser
+        overrides.values["size-max-per-user"] = sizeMaxPerUser
         overrides.values["log-level"] = logLevel
         overrides.vms = vms
         return overrides

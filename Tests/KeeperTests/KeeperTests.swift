@@ -116,6 +116,18 @@ private final class Kept: @unchecked Sendable {
         #expect(kept.end() == 0)
     }
 
+    @Test("With something of a VM held, wrong settings or usage end the server and not the keeper", arguments: [64, 78] as [Int32])
+    func wrongSettings(status: Int32) throws {
+        let kept = try Kept()
+        _ = kept.next()
+        #expect(kept.say("hold vm/a/memory").hasPrefix("held "))
+        kept.tell("exit \(status)")
+        #expect(kept.next().generation == 1)
+        #expect(kept.say("list").contains("vm/a/memory="))
+        #expect(kept.say("release vm/") == "ok")
+        #expect(kept.end(status) == status)
+    }
+
     @Test("Statuses that end the keeper too", arguments: [0, 64, 78] as [Int32]) func finalStatuses(status: Int32) throws {
         let kept = try Kept()
         #expect(kept.next().generation == 0)

@@ -114,6 +114,36 @@ import Testing
         first["a"]?.device.abandon()
     }
 
+    @Test("Pins that a dead server's order was about are taken back, others stay; what is no list of them is refused") func undonePin() throws {
+        let first = try leaveKept()
+        let device = try #require(first["a"]?.device)
+        for page in UInt64(0)..<20 { device.table.setPinned(page, true) }
+        func journal(_ words: [UInt64]) throws -> Descriptor {
+            let bytes = words.flatMap { word in (0..<8).map { UInt8(truncatingIfNeeded: word >> UInt64(8 * $0)) } }
+            let memory = try Memfd.create(name: "pinning", size: UInt64(bytes.count))
+            try memory.write(bytes, at: 0)
+            return memory
+        }
+        for wrong in [[0], [2048, 1], [5, 0], [1, .max], [0, 2049]] as [[UInt64]] {
+            let memory = try journal(wrong)
+            #expect(throws: Errno.invalid) { try device.undoPin(memory) }
+        }
+        #expect(device.table.pinnedPages == 20)
+        let memory = try journal([2, 3, 10, 100])
+        try device.undoPin(memory)
+        #expect(device.table.pinnedPages == 7 && device.table[1].pinned && !device.table[2].pinned && device.table[5].pinned && !device.table[19].pinned)
+        device.abandon()
+    }
+
+    @Test("Ranges that a VMM had declared as pinned, which never started, are not pinned for the next") func declaredPins() throws {
+        let first = try leaveKept()
+        #expect(first["a"]?.device.declarePinned([PageRange(0, 30)]) == true)
+        let second = registry()
+        #expect(try server(second).adopt(vm: "a", kept: vault.bag()) == nil)
+        #expect(second["a"]?.device.table.pinnedPages == 0)
+        first["a"]?.device.abandon()
+    }
+
     @Test("What cannot be understood stays whole, and nobody gets its vm-id", arguments: ["version", "cut", "table", "swap"]) func refused(_ what: String)
         throws
     {

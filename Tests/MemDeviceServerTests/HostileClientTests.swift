@@ -229,7 +229,7 @@ import Testing
 
     @Test("A client that stays silent in its hand-shake is told why and cut off; one that has started may be silent", arguments: Stage.allCases)
     func silence(stage: Stage) throws {
-        let server = try TestServer(handshakeMilliseconds: 1000)
+        let server = try TestServer(sessions: { $0.idleMilliseconds = 1000 })
         defer { server.close() }
         let running = try server.connect(at: .started, vm: "running")
         let client = try server.connect(at: stage, vm: "silent")
@@ -245,6 +245,20 @@ import Testing
         #expect(running.isUsable)
     }
 
+    @Test("A client that sends a byte now and then has no more time for its hand-shake than others") func drip() throws {
+        let server = try TestServer(sessions: { $0.handshakeMilliseconds = 500 })
+        defer { server.close() }
+        let client = try server.connect(at: .negotiated)
+        try client.sendRaw(Wire.header(Request.Code.attach.rawValue, flags: 1, size: 65536))
+        var poller = pollfd(fd: client.socket.descriptor.number, events: Int16(POLLIN), revents: 0)
+        // More than it takes: each byte is well within what a client may be silent.
+        for _ in 0..<2000 {
+            if unsafe poll(&poller, 1, 5) > 0 { break }
+            try? client.sendRaw([0])
+        }
+        client.isRefused(client.receive(), .timedOut, "START has not come within 500 ms", closes: true)
+    }
+
     // MARK: Too many
 
     @Test("No more connections than the limit; who is refused is told, and there is room again when one goes") func connectionsMax() throws {
@@ -256,7 +270,7 @@ import Testing
         fourth.isRefused(fourth.receive(), Errno(EUSERS), "3 connections are open", closes: true)
         first[0].socket.shutDown()
         #expect(eventually { (try? server.connect())?.isUsable == true })
-        #expect(server.events.contains { $0.contains("refused a connection of process \(getpid()): 3 connections") })
+        #expect(server.events.contains { $0.contains("refused a connection of process \(getpid()) (uid \(getuid()), gid \(getgid())): 3 connections") })
     }
 
     @Test("One user other than root has no more connections than its share, the others have theirs", .enabled(if: Machine.isRoot, "needs root"))

@@ -49,6 +49,15 @@ import Testing
         #expect(told(Self.refused(1), 2 * Self.period).count == 1)
     }
 
+    @Test("What is no event of a VMM counts alike") func others() {
+        var throttle = EventThrottle()
+        for index in 0..<(EventThrottle.refusalsMax + 3) {
+            #expect(throttle.admit(uid: 7, isRefusal: true, now: 0).isTold == (index < EventThrottle.refusalsMax))
+        }
+        let next = throttle.admit(uid: 7, isRefusal: true, now: Self.period)
+        #expect(next.isTold && next.before.map { "\($0)" }.first?.contains("3 more messages about clients of uid 7") == true)
+    }
+
     @Test("VMMs that come and go are told of although others of their user are refused") func kinds() {
         var throttle = EventThrottle()
         for _ in 0..<1000 { _ = throttle.admit(Self.refused(1), now: 0) }

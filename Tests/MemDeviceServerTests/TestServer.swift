@@ -12,6 +12,7 @@ final class TestServer: @unchecked Sendable {
     let registry: DeviceRegistry
     private let server: VMMServer
     private let thread: Thread
+    private var others: [Thread] = []
     private let eventTexts = EventTexts()
 
     static let pages: UInt64 = 2048
@@ -21,7 +22,7 @@ final class TestServer: @unchecked Sendable {
 
     init(
         budget: UInt64? = nil, limits: (inout DeviceRegistry.Limits) -> Void = { _ in }, connections: (inout ConnectionCounts.Limits) -> Void = { _ in },
-        handshakeMilliseconds: Int32 = Session.handshakeMilliseconds,
+        sessions: (inout Session.Limits) -> Void = { _ in },
         configured: @escaping @Sendable (String) -> DeviceRegistry.Configured = { _ in .init(bytes: nil, keep: false) }
     ) throws {
         var limit = DeviceRegistry.Limits()
@@ -38,14 +39,33 @@ final class TestServer: @unchecked Sendable {
         let texts = eventTexts
         var connectionLimits = ConnectionCounts.Limits()
         connections(&connectionLimits)
+        var sessionLimits = Session.Limits()
+        sessions(&sessionLimits)
         let server = VMMServer(
-            socket: try MessageSocket.listen(path: path + "/sock"), registry: registry, limits: connectionLimits,
-            handshakeMilliseconds: handshakeMilliseconds
+            socket: try MessageSocket.listen(path: path + "/sock"), registry: registry, limits: connectionLimits, sessionLimits: sessionLimits
         ) { event in
             texts.list.withLock { $0.append("\(event.vm ?? "-"): \(event)") }
         }
         self.server = server
         thread = try Thread(name: "test-accept") { server.run() }
+    }
+
+    /// Others than root get to the sockets, too.
+    func letOthersIn() { #expect(chmod(directory.path, 0o711) == 0 && chmod(path, 0o666) == 0) }
+
+    /// A socket where only `vm` may be attached; returns its path.
+    func listen(onlyFor vm: String) throws -> String {
+        let path = directory.path + "/" + vm + ".sock"
+        let box = Box(try MessageSocket.listen(path: path))
+        let server = server
+        others.append(try Thread(name: "test-accept") { server.run(box.take(), onlyFor: vm) })
+        return path
+    }
+
+    private final class Box: @unchecked Sendable {
+        private var socket: MessageSocket?
+        init(_ socket: consuming MessageSocket) { self.socket = consume socket }
+        func take() -> MessageSocket { socket.take()! }
     }
 
     var path: String { directory.path + "/sock" }
@@ -69,6 +89,7 @@ final class TestServer: @unchecked Sendable {
     func close() {
         server.stop()
         thread.join()
+        for other in others { other.join() }
         for entry in registry.all { entry.device.stop() }
     }
 }

@@ -34,6 +34,14 @@ import Testing
         #expect(try plan("x").environment.contains { $0.name == "MEMDEV_FLAGS" } == false)
     }
 
+    @Test("A VM with a socket of its own connects there, and its memory keeps its path") func ownSocket() throws {
+        let plan = try LaunchPlan(
+            vm: "web1", budget: nil, size: nil, keep: false, controlSocket: "/run/memdevd/control.sock", vmmSocket: "/run/memdevd/sockets/web1.sock",
+            library: "/l.so", command: ["x"], inheritedPreload: nil)
+        #expect(plan.environment.first { $0.name == "MEMDEV_SOCKET" }?.value == "/run/memdevd/sockets/web1.sock")
+        #expect(plan.environment.first { $0.name == "MEMDEV_PATH" }?.value == "/run/memdevd/vm/web1")
+    }
+
     @Test("Libraries that were preloaded already come after ours") func prepends() throws {
         #expect(try plan("x", preload: "/a.so:/b.so").environment[0].value == "/usr/lib/libmemdev.so:/a.so:/b.so")
     }

@@ -23,8 +23,16 @@ import Testing
                 device-size-max: 1T
                 memory-max: 64 GiB
                 log-level: debug
+                default-owner: root
+                default-group: 4711
+                control-operators: root
+                control-observers: 4712
+                devices-max-per-user: 2
+                size-max-per-user: none
                 vms:
                   web1: { budget: 512M, dma-grace-milliseconds: 5000, size: 1G, keep: true }
+                  own: { owner: 1234, group: root, socket: true, socket-mode: 0600 }
+                  placed: { socket: /run/placed/vm.sock }
                   10: { budget: 10% }
                   empty:
                 """, path: "f")
@@ -48,12 +56,74 @@ import Testing
         web.keep = true
         var ten = VMSettings()
         ten.budget = .percent(10)
-        expected.vms = ["web1": web, "10": ten, "empty": VMSettings()]
+        expected.defaultOwner = Account(text: "root", id: 0)
+        expected.defaultGroup = Account(text: "4711", id: 4711)
+        expected.controlOperators = Account(text: "root", id: 0)
+        expected.controlObservers = Account(text: "4712", id: 4712)
+        expected.devicesMaxPerUser = 2
+        expected.sizeMaxPerUser = nil
+        var own = VMSettings()
+        own.owner = Account(text: "1234", id: 1234)
+        own.group = Account(text: "root", id: 0)
+        own.socket = .standard
+        own.socketMode = 0o600
+        var placed = VMSettings()
+        placed.socket = .path("/run/placed/vm.sock")
+        expected.vms = ["web1": web, "10": ten, "empty": VMSettings(), "own": own, "placed": placed]
         #expect(settings == expected)
         #expect(settings.budgetBytes(vm: "web1", size: 1 << 30) == 512 << 20)
         #expect(settings.budgetBytes(vm: "other", size: 1 << 30) == 512 << 20)
         #expect(settings.dmaGraceMilliseconds(vm: "web1") == 5000)
         #expect(settings.dmaGraceMilliseconds(vm: "10") == 0)
+    }
+
+    @Test("Who may attach: the VM's own words, else the defaults; where its socket is") func access() throws {
+        let settings = try DaemonSettings.parse(
+            yaml: """
+                run-directory: /r
+                vms: {a: {owner: 7, socket: true}, b: {socket: false}, c: {group: 8, socket: /s/c}, d: {budget: 1G}}
+                """, path: "f")
+        #expect(["a", "b", "c", "d", "e"].map { settings.hasOwnRule(vm: $0) } == [true, false, true, false, false])
+        #expect(["a", "b", "c", "d", "e"].map { settings.ownSocketPath(vm: $0) } == ["/r/sockets/a.sock", nil, "/s/c", nil, nil])
+        #expect(try DaemonSettings.parse(yaml: settings.yaml, path: "f") == settings)
+    }
+
+    @Test("The share of a user is half of all unless it is said", arguments: [(64, 32), (1, 1), (5, 3)]) func share(devices: Int, share: Int) throws {
+        #expect(try DaemonSettings.parse(yaml: "devices-max: \(devices)", path: "f").devicesPerUser == share)
+        #expect(try DaemonSettings.parse(yaml: "devices-max: \(devices)\ndevices-max-per-user: 9", path: "f").devicesPerUser == 9)
+    }
+
+    @Test(
+        "Wrong users, groups, sockets and limits are refused where they stand",
+        arguments: [
+            ("default-owner: no-such-user", "f:1:16: default-owner: there is no user 'no-such-user' on this host"),
+            ("default-group: no-such-group", "f:1:16: default-group: there is no group 'no-such-group' on this host"),
+            ("control-operators: no-such-group", "f:1:20: control-operators: there is no group"),
+            ("control-observers: 4294967295", "f:1:20: control-observers: 4294967295 is out of range"),
+            ("default-owner: 99999999999", "f:1:16: default-owner: 99999999999 is out of range"),
+            ("devices-max-per-user: 0", "f:1:23: devices-max-per-user: 0 is out of range"),
+            ("size-max-per-user: 1", "f:1:20: size-max-per-user: "),
+            ("vms:\n  a:\n    owner: [1, 2]", "f:3:12: 'owner' needs a single value, not a list"),
+            ("vms:\n  a:\n    owner: no-such-user", "f:3:12: owner: there is no user"),
+            ("vms:\n  a:\n    group: no-such-group", "f:3:12: group: there is no group"),
+            ("vms:\n  a:\n    socket: here", "f:3:13: socket: 'here' is neither true, false nor an absolute path"),
+            ("vms:\n  a:\n    socket-mode: 9", "f:3:18: socket-mode: '9' is not a file mode"),
+            ("default-group: 7", "default-group 7 has no effect while default-owner is any"),
+            ("vms: {a: {socket-mode: 0600}}", "VM 'a': socket-mode is set but the VM has no socket: add socket: true"),
+            ("vms: {a: {socket: /r/s}, b: {socket: /r/s}}", "VM 'b': the socket /r/s is that of VM 'a' already"),
+            ("vms: {a: {socket: /run/memdevd/memdevd.sock}}", "is memdevd's socket for all VMs already"),
+        ])
+    func refusesAccess(yaml: String, reason: String) throws {
+        let error = #expect(throws: SettingsError.self) { try DaemonSettings.parse(yaml: yaml, path: "f") }
+        #expect(error?.description.contains(reason) == true, "\(error?.description ?? "")")
+    }
+
+    @Test("A VM's socket whose path the kernel would not take is refused") func longSocket() {
+        let directory = "/" + String(repeating: "r", count: 80)
+        let vm = String(repeating: "v", count: 30)
+        let yaml = "{run-directory: \(directory), vms: {\(vm): {socket: true}}}"
+        let error = #expect(throws: SettingsError.self) { try DaemonSettings.parse(yaml: yaml, path: "f") }
+        #expect(error?.description.contains("at most 107 are possible") == true)
     }
 
     @Test("Printed settings read back as the same") func printedReadsBack() throws {

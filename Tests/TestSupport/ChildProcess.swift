@@ -41,6 +41,25 @@ package final class ChildProcess: @unchecked Sendable {
         return bytes[0]
     }
 
+    /// The next line that the child sends; what there is when it has ended.
+    package func line() -> String {
+        var text: [UInt8] = []
+        while let byte = byte(), byte != 10 { text.append(byte) }
+        return String(decoding: text, as: UTF8.self)
+    }
+
+    /// What a process of that user is told when it attaches a VM; it holds on to it until it goes.
+    package static func attaching(
+        _ vm: String, at path: String, bytes: UInt64, uid: UInt32, gid: UInt32? = nil, groups: String = "-"
+    ) throws(Errno) -> ChildProcess {
+        try ChildProcess(["as", "\(uid)", "\(gid ?? uid)", groups, "attach", path, vm, "\(bytes)"])
+    }
+
+    /// What a process of that user is answered on a control socket.
+    package static func answer(to line: String, at path: String, uid: UInt32, gid: UInt32? = nil, groups: String = "-") throws(Errno) -> String {
+        try ChildProcess(["as", "\(uid)", "\(gid ?? uid)", groups, "ask", path, line]).line()
+    }
+
     package func kill() { _ = Glibc.kill(pid, SIGKILL) }
 
     /// Waits for the end; the exit status, or 128 + the signal.

@@ -9,6 +9,10 @@ import TestSupport
 ///     test-vmm fill|check SOCKET VM BYTES     attaches with KEEP, writes (or checks) every page, says '+' or '-', ends without DETACH
 ///     test-vmm crowd SOCKET UID COUNT         as that user opens COUNT connections, sends how many of them are served (one byte), waits
 ///     test-vmm storm SOCKET VM BYTES          two threads fault at random until they are killed
+///     test-vmm as UID GID GROUPS attach SOCKET VM BYTES     as that user, with these other groups (a,b,… or -): ATTACH; says what came of it, waits
+///     test-vmm as UID GID GROUPS ask SOCKET LINE            as that user: sends a line to a control socket and says the first line of the answer
+///     test-vmm as UID GID GROUPS occupy SOCKET COUNT        as that user: connects COUNT times, says so, waits
+///     test-vmm mortal DIRECTORY hold|release KEY            a keeper's server of VMMs that dies there (`MortalServer`)
 ///     test-vmm kept                           a keeper's server: does what it reads on the socket that is held as "control"
 @main enum Main {
     static let test = MessageSocket(Descriptor(owning: 3))
@@ -18,6 +22,13 @@ import TestSupport
         switch arguments.dropFirst().first {
         case "userfaultfd": sendUserfaultfd()
         case "kept": KeptServer.run()
+        case "mortal":
+            guard arguments.count == 5 else { exit(2) }
+            MortalServer.run(arguments[2], arguments[3], arguments[4])
+        case "as":
+            guard arguments.count > 7 else { exit(2) }
+            become(arguments[2], arguments[3], arguments[4])
+            stranger(Array(arguments[5...]))
         case "crowd":
             guard arguments.count == 5, let uid = UInt32(arguments[3]), let count = Int(arguments[4]) else { exit(2) }
             crowd(arguments[2], uid: uid, count: count)
@@ -43,6 +54,43 @@ import TestSupport
         say("+", descriptors: [userfault.descriptor.number])
         waitForEnd()
     }
+
+    static func become(_ uid: String, _ gid: String, _ groups: String) {
+        let groups = groups.split(separator: ",").compactMap { gid_t($0) }
+        guard let uid = uid_t(uid), let gid = gid_t(gid) else { exit(2) }
+        guard unsafe setgroups(groups.count, groups) == 0, setgid(gid) == 0, setuid(uid) == 0 else { exit(3) }
+    }
+
+    static func stranger(_ arguments: [String]) {
+        if arguments[0] == "ask" { return ask(arguments[1], arguments[2]) }
+        if arguments[0] == "occupy" {
+            let sockets = (0..<(Int(arguments[2]) ?? 0)).compactMap { _ in try? VMMClient(path: arguments[1]) }
+            tell("\(sockets.count)")
+            return waitForEnd()
+        }
+        guard arguments.count == 4, let bytes = UInt64(arguments[3]) else { exit(2) }
+        do throws(Errno) {
+            let client = try VMMClient(path: arguments[1])
+            guard client.negotiate(), let reply = client.attach(vm: arguments[2], bytes: bytes) else { return tell("ended") }
+            tell(reply.refusal.map { "refused \($0.errno.code) \($0.text)" } ?? "attached")
+            waitForEnd()
+        } catch { tell("unreachable \(error.code)") }
+    }
+
+    static func ask(_ path: String, _ line: String) {
+        do throws(Errno) {
+            let socket = try MessageSocket.connect(path: path)
+            // It may have been refused already.
+            try? socket.send(Array((line + "\n").utf8))
+            var text: [UInt8] = []
+            var byte: [UInt8] = []
+            var descriptors = DescriptorList()
+            while try socket.receive(1, into: &byte, descriptors: &descriptors), byte[0] != 10 { text += byte }
+            tell(String(decoding: text, as: UTF8.self))
+        } catch { tell("unreachable \(error.code)") }
+    }
+
+    static func tell(_ line: String) { try? test.send(Array((line + "\n").utf8)) }
 
     static func crowd(_ path: String, uid: UInt32, count: Int) {
         guard setgid(uid) == 0, setuid(uid) == 0 else { exit(3) }

@@ -17,7 +17,6 @@ int cvhost_bind(int fd, const char *path);
 
 int cvhost_connect(int fd, const char *path);
 
-int64_t cvhost_peek(int fd, void *buffer, uint64_t count);
 int cvhost_listen(int fd, int backlog);
 
 int cvhost_accept(int fd);
@@ -26,7 +25,12 @@ int cvhost_shutdown(int fd);
 
 int cvhost_set_timeouts(int fd, int receive_milliseconds, int send_milliseconds);
 
+int cvhost_set_receive_timeout(int fd, int milliseconds);
+
 int cvhost_peer_credentials(int fd, int32_t *pid, uint32_t *uid, uint32_t *gid);
+
+// Supplementary groups of the peer when it connected (SO_PEERGROUPS, Linux 4.13). Returns how many; -ERANGE when they are more than max.
+int cvhost_peer_groups(int fd, uint32_t *groups, unsigned int max);
 
 // sendmsg(2) with descriptors riding on the first byte. flags: MSG_DONTWAIT or 0; never raises SIGPIPE.
 int64_t cvhost_send(int fd, const void *bytes, uint64_t length, const int *fds, unsigned int fd_count, int flags);
@@ -35,5 +39,6 @@ int64_t cvhost_send(int fd, const void *bytes, uint64_t length, const int *fds, 
 int64_t cvhost_receive(int fd, void *bytes, uint64_t length, int *fds, unsigned int *fd_count, int *truncated, int flags);
 
 extern const int cvhost_msg_dontwait;
+extern const int cvhost_msg_peek;
 
 #endif
