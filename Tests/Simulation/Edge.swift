@@ -3,7 +3,8 @@ import Glibc
 import Kernel
 import RemoteRAM
 
-// The kernel's edge of the engine. The linker puts these in the place of CVhost's wrappers and of some of libc's (`--wrap`, see Tests/Simulation/run), so the engine is
+// The kernel's edge of the engine. The linker puts these in the place of CVhost's wrappers and of some of libc's (`--wrap`, see Tests/Simulation/run), so the
+// engine is
 // the same as in memdevd. Each call lets others come first, then happens in one step, unless it says otherwise.
 
 private func file(_ number: Int32) -> File? { world.descriptors[number] }

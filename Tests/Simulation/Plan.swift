@@ -94,7 +94,8 @@ struct Plan {
         dmaPagesMax = 1 + below(5)
         let graceNanoseconds = grace * 1_000_000
         dmaNanosecondsMax = graceNanoseconds * 6 / 10
-        // Either everything may be slow, and a direct read that it keeps waiting is given up; or the read waits as long as memdevd makes it wait, and what counts as its own
+        // Either everything may be slow, and a direct read that it keeps waiting is given up; or the read waits as long as memdevd makes it wait, and what
+        // counts as its own
         // time (page-ins, processors) is short.
         let isLong = hasDMA && (options.longDMA ?? maybe(2))
         stopNanosecondsMax = options.stops && (isLong || !hasDMA) && maybe(2) ? max(100_000_000, graceNanoseconds * 3) : 0

@@ -4,7 +4,8 @@ import RemoteRAM
 
 /// The VM: threads that write values which nobody else writes, direct reads into memory, a balloon; and what each page must hold.
 ///
-/// Each thread owns one word of every page, so the last value that it wrote there is the only one that anybody may read. The exceptions: the word of a direct read under
+/// Each thread owns one word of every page, so the last value that it wrote there is the only one that anybody may read. The exceptions: the word of a direct
+/// read under
 /// way is the old or the new one, and a page that was punched out without telling may be zeros from then on, as a whole.
 final class VMM {
     static let ringEntries: UInt32 = 16
@@ -258,7 +259,8 @@ final class VMM {
 
     private func word(_ offset: Int) -> UnsafeMutablePointer<UInt64> { (ring!.address + offset).assumingMemoryBound(to: UInt64.self) }
 
-    /// Returns the pages that may come back as they were (a known gap, docs/simulation.md): the punch found them on their way out or back, or away although they had
+    /// Returns the pages that may come back as they were (a known gap, docs/simulation.md): the punch found them on their way out or back, or away although
+    /// they had
     /// been there after their entry was published.
     private func publish(_ range: PageRange) -> [PageIndex] {
         let head = UInt32(truncatingIfNeeded: word(0).pointee)

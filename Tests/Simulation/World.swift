@@ -29,8 +29,10 @@ final class Task {
 
 /// Time, threads, chance. Everything that happens is decided here by the seed alone.
 ///
-/// One thread runs at a time. At each call of the kernel, and at each step in shared memory (`simulationStep`), it may have to let another run; then one of those that
-/// can is picked, or something of the outside happens (a disk request ends, data of a DMA land). The clock moves a little at each pick, and to the next event when
+/// One thread runs at a time. At each call of the kernel, and at each step in shared memory (`simulationStep`), it may have to let another run; then one of
+/// those that
+/// can is picked, or something of the outside happens (a disk request ends, data of a DMA land). The clock moves a little at each pick, and to the next event
+/// when
 /// everybody waits.
 final class World {
     let seed: UInt64
