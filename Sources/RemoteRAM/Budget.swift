@@ -9,16 +9,22 @@ package struct Budget: Equatable, Sendable {
     /// …and stops at this.
     package let low: Int64
 
-    /// The smallest budget: one system call of the VMM may need this many pages at once.
-    package static let pagesMin: UInt64 = 1024
+    /// The smallest budget: one system call of the VMM may need this many pages at once. The simulation's devices are small.
+    #if SIMULATION
+        package static let pagesMin: UInt64 = 8
+        private static let stepMin: Int64 = 2
+    #else
+        package static let pagesMin: UInt64 = 1024
+        private static let stepMin: Int64 = 128
+    #endif
 
     /// `pages` is raised to `pagesMin` and cut to the device's size by the caller; a device that fits into its budget (of `devicePages`) never
     /// gives up any. The distance between the marks is 1/64 of the budget, between
-    /// 128 pages and 4096 (16 MiB): enough for a few batches, little enough not to waste DRAM. `withDMA`: faults may not wait for long, so as much again is kept for
-    /// them, and up to 8 MiB of a small budget.
+    /// 128 pages and 4096 (16 MiB): enough for a few batches, little enough not to waste DRAM. `withDMA`: faults may not wait for long, so 1/32, at most 8 MiB, is
+    /// kept for them.
     package init(pages: UInt64, of devicePages: UInt64 = .max, withDMA: Bool = false) {
         limit = Int64(clamping: pages)
-        let step = pages >= devicePages ? 0 : min(4096, max(128, limit / 64))
+        let step = pages >= devicePages ? 0 : min(4096, max(Self.stepMin, limit / 64))
         let reserve = withDMA && step > 0 ? max(step / 2, min(2048, limit / 32)) : min(256, step / 2)
         room = max(0, limit - reserve)
         high = max(0, withDMA ? room - step : limit - step)

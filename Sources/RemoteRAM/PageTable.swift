@@ -124,6 +124,7 @@ package final class PageTable: @unchecked Sendable {
     @inline(__always)
     package subscript(page: PageIndex) -> PageEntry {
         precondition(page < pageCount)
+        simulationStep()
         return unsafe PageEntry(bits: entries[Int(page)].load(ordering: .sequentiallyConsistent))
     }
 
@@ -162,6 +163,7 @@ package final class PageTable: @unchecked Sendable {
             var after = before
             guard change(&after) else { return (before, false) }
             if after == before { return (before, true) }
+            simulationStep()
             let (done, now) = unsafe entries[Int(page)].compareExchange(
                 expected: seen, desired: after.bits, ordering: .sequentiallyConsistent)
             if done {

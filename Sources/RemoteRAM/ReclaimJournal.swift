@@ -81,7 +81,8 @@ package final class ReclaimJournal: @unchecked Sendable {
     }
 
     private func word(_ box: PipeBox, _ offset: Int) -> UnsafeMutablePointer<Atomic<UInt64>> {
-        unsafe (mapping.address + box.index * Self.pipeBytes + offset).assumingMemoryBound(to: Atomic<UInt64>.self)
+        simulationStep()
+        return unsafe (mapping.address + box.index * Self.pipeBytes + offset).assumingMemoryBound(to: Atomic<UInt64>.self)
     }
 
     /// Room for one page of a pipe.
@@ -129,7 +130,8 @@ package final class ReclaimJournal: @unchecked Sendable {
     // MARK: Scans
 
     private func scanWord(_ index: Int) -> UnsafeMutablePointer<Atomic<UInt64>> {
-        unsafe (mapping.address + Self.scanOffset + 8 * index).assumingMemoryBound(to: Atomic<UInt64>.self)
+        simulationStep()
+        return unsafe (mapping.address + Self.scanOffset + 8 * index).assumingMemoryBound(to: Atomic<UInt64>.self)
     }
 
     /// Reports about `pages` are consumed from here on…
