@@ -20,6 +20,8 @@ public struct DeviceStatus: Codable, Sendable, Equatable {
     public var untracked: UInt64
     /// Bytes that the swap file occupies on its disk, stale slots included.
     public var swapFile: UInt64
+    /// Pages are encrypted in the swap file.
+    public var encrypted: Bool
 
     public var faults: FaultCounters
     public var paging: PagingCounters
@@ -101,6 +103,7 @@ public struct DeviceStatus: Codable, Sendable, Equatable {
         pinned = 0
         untracked = 0
         swapFile = 0
+        encrypted = false
         faults = FaultCounters()
         paging = PagingCounters()
         events = []

@@ -7,9 +7,10 @@ package import RemoteRAM
 ///      u32 pid  u32 uid  u32 gid  u32 no DMA  u32 entries of the discard ring (0 = none)
 ///      u32 placements  u32 regions  {u64 address, u64 first page, u64 pages} …  {u64 guest-physical address, u64 offset, u64 bytes} …
 ///
-/// All little-endian. Version 1. A newer version is not guessed at: such a device stays in the vault, its VMM waits.
+/// All little-endian. Version 1; 2 is the same and says that the swap file is encrypted, so that a memdevd that cannot read it leaves it alone. A newer version is not guessed at: such a device stays in the vault, its VMM waits.
 package struct DeviceRecord: Equatable, Sendable {
-    package static let version: UInt32 = 1
+    package static let version: UInt32 = 2
+    private static let versionPlain: UInt32 = 1
     private static let magic: UInt32 = 0x5244_444D
     private static let bytesMax: Int64 = 1 << 20
     private static let piecesMax: UInt32 = 4096
@@ -17,6 +18,8 @@ package struct DeviceRecord: Equatable, Sendable {
     package var pageCount: UInt64 = 0
     package var budgetPages: UInt64 = 0
     package var keep = false
+    /// The device's slots are encrypted; the vault holds `key` and `tags`.
+    package var isEncrypted = false
     package var ownerUID: UInt32 = 0
     /// nil: kept without a VMM.
     package var attached: Attached?
@@ -43,7 +46,7 @@ package struct DeviceRecord: Equatable, Sendable {
 
         package var description: String {
             switch self {
-            case .unknownVersion(let version): "its record has version \(version), this memdevd knows \(DeviceRecord.version)"
+            case .unknownVersion(let version): "its record has version \(version), this memdevd knows \(DeviceRecord.versionPlain) to \(DeviceRecord.version)"
             case .damaged(let what): "its record is damaged: \(what)"
             case .unreadable(let error): "its record cannot be read: \(error)"
             }
@@ -55,7 +58,7 @@ package struct DeviceRecord: Equatable, Sendable {
     package var encoded: [UInt8] {
         var writer = WireWriter()
         writer.u32(Self.magic)
-        writer.u32(Self.version)
+        writer.u32(isEncrypted ? Self.version : Self.versionPlain)
         writer.u64(pageCount)
         writer.u64(budgetPages)
         writer.u32(keep ? 1 : 0)
@@ -86,7 +89,8 @@ package struct DeviceRecord: Equatable, Sendable {
         do throws(Refusal) {
             guard try reader.u32() == Self.magic else { throw .form("it does not begin with MDDR") }
             let version = try reader.u32()
-            guard version == Self.version else { throw Refusal(errno: .notSupported, text: "\(version)", closes: false) }
+            guard (Self.versionPlain...Self.version).contains(version) else { throw Refusal(errno: .notSupported, text: "\(version)", closes: false) }
+            isEncrypted = version == Self.version
             pageCount = try reader.u64()
             budgetPages = try reader.u64()
             keep = try reader.u32() != 0

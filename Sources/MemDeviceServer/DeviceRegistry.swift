@@ -162,7 +162,9 @@ package final class DeviceRegistry: Sendable {
         var settings = settings(vm, record.pageCount << pageShift)
         settings.vault = vault
         settings.budgetPages = record.budgetPages
-        let device = try MemoryDevice(adopting: kept, name: vm, pageCount: record.pageCount, quietTime: quietTime, settings: settings, onEvent: tell(of: vm))
+        let device = try MemoryDevice(
+            adopting: kept, name: vm, pageCount: record.pageCount, isEncrypted: record.isEncrypted, quietTime: quietTime, settings: settings,
+            onEvent: tell(of: vm))
         var entry = Entry(
             device: device, keep: record.keep, attachedPID: record.attached?.peer.pid, ownerUID: record.ownerUID, attached: record.attached,
             keepWanted: record.keep)
@@ -189,6 +191,7 @@ package final class DeviceRegistry: Sendable {
             var record = DeviceRecord()
             record.pageCount = entry.device.pageCount
             record.budgetPages = entry.device.budget
+            record.isEncrypted = entry.device.isEncrypted
             record.keep = entry.keep
             record.ownerUID = entry.ownerUID
             record.attached = entry.attached

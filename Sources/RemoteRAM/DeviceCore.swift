@@ -17,6 +17,10 @@ package struct DeviceSettings: Sendable {
     package var readAheadPagesMax: UInt64 = 512
     /// Directory of the swap file.
     package var swapDirectory: String
+    /// Encrypts the pages of a new device on their way to its swap file.
+    package var encrypts = false
+    /// Makes the cipher of an encrypted device. Needed for one that is adopted, too, whatever `encrypts` says.
+    package var makeCipher: SlotSeals.MakeCipher?
     /// Holds what must survive this process.
     package var vault: any DescriptorVault = NoVault()
     /// For tests: the result of a disk operation to use instead of the real one.
@@ -54,6 +58,8 @@ package final class DeviceCore: @unchecked Sendable {
     /// The guest's memory. Never mapped by this process (R3 cannot be broken): read with `pread`, pinned with `splice`, punched with `fallocate`.
     package let memfd: Descriptor
     package let swap: SwapFile
+    /// nil: slots hold pages as they are.
+    package let seals: SlotSeals?
     package let mapper: Mapper
     package let settings: DeviceSettings
     package let counters: Counters
@@ -83,7 +89,7 @@ package final class DeviceCore: @unchecked Sendable {
     private let lastOverBudget = Atomic<Int64>(-1 << 62)
 
     package init(
-        name: String, table: PageTable, memfd: consuming Descriptor, swap: consuming SwapFile, mapper: Mapper, settings: DeviceSettings,
+        name: String, table: PageTable, memfd: consuming Descriptor, swap: consuming SwapFile, seals: SlotSeals?, mapper: Mapper, settings: DeviceSettings,
         budgetPages: UInt64, counters: Counters, discards: DiscardRing?, journal: ReclaimJournal, quiet: QuietClock,
         onEvent: @escaping @Sendable (DeviceEvent) -> Void
     ) throws(Errno) {
@@ -91,6 +97,7 @@ package final class DeviceCore: @unchecked Sendable {
         self.table = table
         self.memfd = memfd
         self.swap = swap
+        self.seals = seals
         self.mapper = mapper
         self.settings = settings
         self.counters = counters

@@ -406,7 +406,7 @@ final class FaultThread {
         poison(page, error: error)
     }
 
-    /// Installs the pages of a finished read whose checksum is right.
+    /// Installs the pages of a finished read that are what was written.
     private func install(_ range: PageRange, from buffer: UnsafeMutableRawPointer, slot: PageInSlots.Slot) {
         var good = PageRange(range.start, range.start)
         for page in range.start..<range.end {
@@ -417,7 +417,7 @@ final class FaultThread {
                 good = PageRange(page + 1, page + 1)
                 giveBack(page, to: .zero)
                 core.mapper.wake(PageRange(page, page + 1))
-            } else if unsafe PageContent.checksum(at, index: page) != entry.checksum {
+            } else if unsafe !core.openSlot(page, entry, at: at) {
                 unsafe installRun(good, from: buffer, base: range.start, slot: slot)
                 good = PageRange(page + 1, page + 1)
                 counters.checksumErrors.add(1)

@@ -25,6 +25,8 @@ package final class MemoryDevice: Sendable {
     private let onEvent: @Sendable (DeviceEvent) -> Void
     private let latency: Mutex<(previous: [UInt64], current: [UInt64], since: Int64)>
     private let swapFile: SwapBox
+    /// nil: the swap file is not encrypted.
+    private let seals: SlotSeals?
     private let swapFileIsRemoved = Atomic<Bool>(false)
 
     private struct Running {
@@ -45,6 +47,7 @@ package final class MemoryDevice: Sendable {
         case swapFile(String, Errno)
         case thread(Errno)
         case vault(Errno)
+        case encryption(Errno)
         case alreadyRunning
 
         package var description: String {
@@ -54,6 +57,7 @@ package final class MemoryDevice: Sendable {
             case .swapFile(let path, let error): "cannot make the swap file \(path): \(error)"
             case .thread(let error): "cannot start the device's threads: \(error)"
             case .vault(let error): "the keeper cannot hold it: \(error)"
+            case .encryption(let error): "cannot encrypt its swap file: \(error)"
             case .alreadyRunning: "a VMM is attached already"
             }
         }
@@ -75,6 +79,7 @@ package final class MemoryDevice: Sendable {
         } catch {
             throw .memory(error)
         }
+        seals = settings.encrypts ? try Self.seals(settings) { makeCipher throws(Errno) in try SlotSeals(pageCount: pageCount, makeCipher: makeCipher) } : nil
         do throws(Errno) {
             swapFile = SwapBox(try SwapFile(creating: swapPath, pageCount: pageCount))
         } catch {
@@ -88,16 +93,17 @@ package final class MemoryDevice: Sendable {
             try settings.vault.hold(memfd.number, key: key("memory"))
             try settings.vault.hold(table.memory.number, key: key("table"))
             try settings.vault.hold(swapFile.file.descriptor.number, key: key("swap"))
+            try seals?.hold(settings.vault, prefix: key(""))
         } catch {
             forget()
             throw .vault(error)
         }
     }
 
-    /// The device of a process that has died (and has been waited for), from what a vault held for it: `memory`, `table`, `swap`. Resolves what that process was
-    /// doing (rule R8); `start` with the journal does the rest. `quietTime`: what the journal says of the quiet clock; nil: no VMM is attached.
+    /// The device of a process that has died (and has been waited for), from what a vault held for it: `memory`, `table`, `swap`, and `key` and `tags` if its
+    /// swap file `isEncrypted`. Resolves what that process was doing (rule R8); `start` with the journal does the rest. `quietTime`: what the journal says of the quiet clock; nil: no VMM is attached.
     package init(
-        adopting kept: DescriptorBag, name: String, pageCount: UInt64, quietTime: Int64?, settings: DeviceSettings,
+        adopting kept: DescriptorBag, name: String, pageCount: UInt64, isEncrypted: Bool = false, quietTime: Int64?, settings: DeviceSettings,
         onEvent: @escaping @Sendable (DeviceEvent) -> Void
     ) throws(Failure) {
         self.name = name
@@ -113,6 +119,11 @@ package final class MemoryDevice: Sendable {
         } catch {
             throw .memory(error)
         }
+        seals =
+            isEncrypted
+            ? try Self.seals(settings) { makeCipher throws(Errno) in
+                try SlotSeals(adopting: kept, pageCount: pageCount, makeCipher: makeCipher)
+            } : nil
         do throws(Errno) {
             let file = SwapFile(sharing: try kept.required("swap"), path: swapPath)
             try file.waitForWrites(pageCount: pageCount)
@@ -130,7 +141,17 @@ package final class MemoryDevice: Sendable {
     /// For an adopted device without a VMM: the dead process was about to start one, which has touched nothing, so what had been taken away is in its slot.
     package func finishDetached() { for page in table.detachingPages { _ = table.finishDetach(page) } }
 
-    deinit { removeSwapFile() }
+    private static func seals(
+        _ settings: DeviceSettings, _ make: (SlotSeals.MakeCipher) throws(Errno) -> SlotSeals
+    ) throws(Failure) -> SlotSeals {
+        guard let makeCipher = settings.makeCipher else { throw .encryption(.notSupported) }
+        do throws(Errno) { return try make(makeCipher) } catch { throw .encryption(error) }
+    }
+
+    deinit { if removeSwapFile() { seals?.wipe() } }
+
+    /// Whether pages are encrypted in the swap file.
+    package var isEncrypted: Bool { seals != nil }
 
     private func key(_ what: String) -> String { "vm/" + name + "/" + what }
 
@@ -138,7 +159,9 @@ package final class MemoryDevice: Sendable {
     /// device of this name may be made.
     package func forget() {
         removeSwapFile()
+        // Before the key: a server that died in between would leave a device that its heir cannot read and may not drop.
         settings.vault.release("vm/" + name + "/")
+        seals?.wipe()
     }
 
     /// The vault lets go of what only a running device needs.
@@ -150,8 +173,12 @@ package final class MemoryDevice: Sendable {
     /// The object goes, the device does not: a vault holds it for somebody who understands it.
     package func abandon() { swapFileIsRemoved.store(true, ordering: .releasing) }
 
-    private func removeSwapFile() {
-        if !swapFileIsRemoved.exchange(true, ordering: .acquiringAndReleasing) { swapFile.file.remove() }
+    /// False: that has been done, or is another's business.
+    @discardableResult
+    private func removeSwapFile() -> Bool {
+        if swapFileIsRemoved.exchange(true, ordering: .acquiringAndReleasing) { return false }
+        swapFile.file.remove()
+        return true
     }
 
     /// What a budget of `pages` comes to for a device of `pageCount`.
@@ -199,7 +226,7 @@ package final class MemoryDevice: Sendable {
         do throws(Errno) {
             let core = try DeviceCore(
                 name: name, table: table, memfd: try memfd.duplicate(), swap: SwapFile(sharing: try swapFile.file.descriptor.duplicate(), path: swapPath),
-                mapper: mapper, settings: settings, budgetPages: budgetPages.withLock { $0 }, counters: counters, discards: discards,
+                seals: seals, mapper: mapper, settings: settings, budgetPages: budgetPages.withLock { $0 }, counters: counters, discards: discards,
                 journal: journal, quiet: quiet
             ) { [weak self] event in self?.note(event) }
             // The rings belong to the threads that use them, so each thread makes its own and says how it went.
@@ -410,6 +437,12 @@ package final class MemoryDevice: Sendable {
         evictions.append(request)
         core.reclaimWork.signal()
         return request
+    }
+
+    /// `DeviceCore.readSlots`; nil when no VMM is attached.
+    package func readSlots(_ run: PageRange, into buffer: UnsafeMutableRawPointer) throws(Errno) -> [DeviceCore.SlotContent]? {
+        guard let core = running.withLock({ $0?.core }) else { return nil }
+        return try unsafe core.readSlots(run, into: buffer)
     }
 
     /// Begins to bring a range in; nil when no VMM is attached.

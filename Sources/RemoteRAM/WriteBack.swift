@@ -3,8 +3,8 @@ import Kernel
 
 /// Copies dirty pages to their slots without taking them out of DRAM.
 ///
-/// The pages have just been scanned, so they are write-protected. Each run is read out of the memfd, checked for zeros, check-summed and written in one
-/// piece; when all writes are durable the pages are scanned again, and those that nobody wrote meanwhile get a valid slot.
+/// The pages have just been scanned, so they are write-protected. Each run is read out of the memfd, checked for zeros, check-summed, encrypted where that is wanted, and
+/// written in one piece; when all writes are durable the pages are scanned again, and those that nobody wrote meanwhile get a valid slot.
 /// Concurrency: belongs to the reclaim thread.
 final class WriteBack {
     private let core: DeviceCore
@@ -88,6 +88,7 @@ final class WriteBack {
                 zeros.append(page)
             } else {
                 checksums[page] = unsafe PageContent.checksum(at, index: page)
+                unsafe core.seals?.seal(page, at: at)
                 writing.append(page)
             }
         }

@@ -29,6 +29,9 @@ public struct DaemonSettings: Sendable, Equatable {
     /// Most bytes read around a faulting page; 0 reads nothing ahead.
     public var readAheadMax: UInt64 = 2 << 20
 
+    /// Encrypt pages on their way to the swap file.
+    public var encrypt = false
+
     public var devicesMax = 64
     public var deviceSizeMax: UInt64 = 16 << 40
     /// DRAM for all budgets together; nil: no limit.
@@ -60,6 +63,7 @@ public struct VMSettings: Sendable, Equatable {
     public var socket: VMSocket?
     /// Its permission bits; nil: those of the other sockets.
     public var socketMode: UInt32?
+    public var encrypt: Bool?
 
     public init() {}
 }
@@ -111,6 +115,8 @@ extension DaemonSettings {
 
     /// Holds the sockets of single VMs.
     public var ownSocketDirectory: String { "\(runDirectory)/sockets" }
+
+    public func encrypts(vm: String) -> Bool { vms[vm]?.encrypt ?? encrypt }
 
     /// Where VMMs connect.
     public var vmmSocketPath: String { "\(runDirectory)/memdevd.sock" }

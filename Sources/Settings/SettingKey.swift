@@ -77,6 +77,11 @@ extension SettingKey where Target == DaemonSettings {
         } text: {
             Size(bytes: $0.readAheadMax).exact
         },
+        SettingKey(name: "encrypt") { (text, target) throws(ValueError) in
+            target.encrypt = try SettingValue.boolean(text)
+        } text: {
+            "\($0.encrypt)"
+        },
         SettingKey(name: "devices-max") { (text, target) throws(ValueError) in
             target.devicesMax = try SettingValue.number(text, SettingRange.devicesMax, unit: "")
         } text: {
@@ -152,6 +157,11 @@ extension SettingKey where Target == VMSettings {
             target.socketMode = try SettingValue.mode(text)
         } text: {
             $0.socketMode.map { "0" + String($0, radix: 8) }
+        },
+        SettingKey(name: "encrypt") { (text, target) throws(ValueError) in
+            target.encrypt = try SettingValue.boolean(text)
+        } text: {
+            $0.encrypt.map(String.init)
         },
     ]
 }

@@ -37,7 +37,7 @@ struct Stat: ParsableCommand {
                 "resident",
                 "\(Figure.size(status.resident))  (\(Figure.size(status.dirty)) dirty, peak \(Figure.size(status.paging.residentPeak)))"
             ),
-            ("on ssd", "\(Figure.size(status.ssd))  (swap file takes \(Figure.size(status.swapFile)))"),
+            ("on ssd", "\(Figure.size(status.ssd))  (swap file takes \(Figure.size(status.swapFile))\(status.encrypted ? ", encrypted" : ""))"),
             ("zero", Figure.size(status.zero)),
             ("pinned", Figure.size(status.pinned)),
             ("poisoned", Figure.size(status.poisoned)),

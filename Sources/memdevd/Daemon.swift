@@ -199,6 +199,8 @@ final class Daemon: Sendable {
         device.graceMilliseconds = Int64(settings.dmaGraceMilliseconds(vm: vm))
         device.scanMilliseconds = Int64(settings.scanIntervalMilliseconds)
         device.readAheadPagesMax = settings.readAheadMax >> pageShift
+        device.encrypts = settings.encrypts(vm: vm)
+        device.makeCipher = { unsafe AESPageCipher(key: $0) }
         switch settings.faultSpin {
         case .automatic: device.faultSpinMicroseconds = Placement.spinMicroseconds(processors: Placement.processors)
         case .microseconds(let time): device.faultSpinMicroseconds = Int64(time)

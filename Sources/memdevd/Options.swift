@@ -49,6 +49,8 @@ struct Options: ParsableArguments {
     var keepCPUsAwake: String?
     @Option(help: Options.help("read-ahead-max", "Most to read around a faulting page; 0: nothing.", "size"))
     var readAheadMax: String?
+    @Option(help: Options.help("encrypt", "Whether pages are encrypted in the swap file: true or false.", "bool"))
+    var encrypt: String?
     @Option(help: Options.help("devices-max", "Most VMs at a time.", "count"))
     var devicesMax: String?
     @Option(help: Options.help("device-size-max", "Largest VM.", "size"))
@@ -64,7 +66,7 @@ struct Options: ParsableArguments {
     @Option(
         name: .customLong("vm"),
         help: ArgumentHelp(
-            "Settings of one VM, keys budget, dma-grace-milliseconds, size, keep, owner, group, socket, socket-mode; as in web1:budget=50%,keep=true. May be repeated.",
+            "Settings of one VM, keys budget, dma-grace-milliseconds, size, keep, encrypt, owner, group, socket, socket-mode; as in web1:budget=50%,keep=true. May be repeated.",
             valueName: "id:key=value,…"))
     var vms: [String] = []
 
@@ -118,6 +120,7 @@ struct Options: ParsableArguments {
         overrides.values["fault-spin-microseconds"] = faultSpinMicroseconds
         overrides.values["keep-cpus-awake"] = keepCPUsAwake
         overrides.values["read-ahead-max"] = readAheadMax
+        overrides.values["encrypt"] = encrypt
         overrides.values["devices-max"] = devicesMax
         overrides.values["device-size-max"] = deviceSizeMax
         overrides.values["memory-max"] = memoryMax

@@ -19,6 +19,7 @@ enum Prometheus {
         gauge("dirty_bytes", "Resident pages whose slot is not current.") { Double($0.dirty) },
         gauge("untracked_bytes", "DRAM that the VMM took without a fault, outside of the budget.") { Double($0.untracked) },
         gauge("swap_file_bytes", "Disk space of the swap file.") { Double($0.swapFile) },
+        gauge("swap_file_encrypted", "1 when pages are encrypted in the swap file.") { $0.encrypted ? 1 : 0 },
         counter("faults_total", "Page faults answered.") { Double($0.faults.total) },
         counter("faults_ssd_total", "Page faults answered from the SSD.") { Double($0.faults.ssd) },
         gauge("fault_p50_seconds", "Median time of a fault, last minute.") { $0.faults.p50 / 1e6 },

@@ -20,6 +20,7 @@ extension DeviceStatus {
         pinned = bytes(table.pinnedPages)
         untracked = device.untrackedBytes
         swapFile = device.swapFileBytes
+        encrypted = device.isEncrypted
         let counters = device.counters
         let times = device.faultTimes()
         faults = FaultCounters(

@@ -26,7 +26,12 @@ import Testing
         return record
     }
 
-    static let records = [record(), record(placements: 64, regions: 64), record(placements: 1, regions: 0), kept, DeviceRecord()]
+    static let records = [record(), record(placements: 64, regions: 64), record(placements: 1, regions: 0), kept, encrypted, DeviceRecord()]
+    private static var encrypted: DeviceRecord {
+        var encrypted = record()
+        encrypted.isEncrypted = true
+        return encrypted
+    }
     private static var kept: DeviceRecord {
         var kept = record()
         kept.attached = nil
@@ -49,8 +54,8 @@ import Testing
 
     @Test("A newer version is told from damage") func versions() throws {
         var bytes = Self.record().encoded
-        bytes[4] = 2
-        #expect(throws: DeviceRecord.Failure.unknownVersion(2)) { _ = try DeviceRecord(decoding: bytes) }
+        bytes[4] = 3
+        #expect(throws: DeviceRecord.Failure.unknownVersion(3)) { _ = try DeviceRecord(decoding: bytes) }
         bytes[0] ^= 1
         #expect(throws: DeviceRecord.Failure.damaged("it does not begin with MDDR")) { _ = try DeviceRecord(decoding: bytes) }
     }

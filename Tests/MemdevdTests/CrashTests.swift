@@ -161,6 +161,7 @@ struct CrashTests {
         var graceMilliseconds = 0
         var budget = "25%"
         var discards = false
+        var encrypts = false
     }
 
     @Test(
@@ -169,11 +170,14 @@ struct CrashTests {
             Plan(testDescription: "no DMA, 13 %", budget: "13%"), Plan(testDescription: "no DMA, 50 %", budget: "50%"),
             Plan(testDescription: "grace 100 ms", graceMilliseconds: 100), Plan(testDescription: "discard ring", discards: true),
             Plan(testDescription: "grace 150 ms, discard ring", graceMilliseconds: 150, discards: true),
+            Plan(testDescription: "encrypted, 25 %", encrypts: true),
+            Plan(testDescription: "encrypted, grace 150 ms, discard ring", graceMilliseconds: 150, discards: true, encrypts: true),
         ])
     func kills(_ plan: Plan) throws {
         var random = SeededGenerator(for: "crash, \(plan.testDescription)")
         let daemon = try RunningDaemon([
             "--default-budget", plan.budget, "--dma-grace-milliseconds", "\(max(1, plan.graceMilliseconds))", "--scan-interval-milliseconds", "50",
+            "--encrypt", "\(plan.encrypts)",
         ])
         try #require(eventually { access(daemon.vmmSocket, F_OK) == 0 && daemon.server != nil })
         let client = try VMMClient(path: daemon.vmmSocket)

@@ -22,6 +22,7 @@ import Testing
                 devices-max: 3
                 device-size-max: 1T
                 memory-max: 64 GiB
+                encrypt: true
                 log-level: debug
                 default-owner: root
                 default-group: 4711
@@ -30,7 +31,7 @@ import Testing
                 devices-max-per-user: 2
                 size-max-per-user: none
                 vms:
-                  web1: { budget: 512M, dma-grace-milliseconds: 5000, size: 1G, keep: true }
+                  web1: { budget: 512M, dma-grace-milliseconds: 5000, size: 1G, keep: true, encrypt: false }
                   own: { owner: 1234, group: root, socket: true, socket-mode: 0600 }
                   placed: { socket: /run/placed/vm.sock }
                   10: { budget: 10% }
@@ -48,12 +49,14 @@ import Testing
         expected.devicesMax = 3
         expected.deviceSizeMax = 1 << 40
         expected.memoryMax = 64 << 30
+        expected.encrypt = true
         expected.logLevel = .debug
         var web = VMSettings()
         web.budget = .bytes(512 << 20)
         web.dmaGraceMilliseconds = 5000
         web.size = 1 << 30
         web.keep = true
+        web.encrypt = false
         var ten = VMSettings()
         ten.budget = .percent(10)
         expected.defaultOwner = Account(text: "root", id: 0)
@@ -75,6 +78,7 @@ import Testing
         #expect(settings.budgetBytes(vm: "other", size: 1 << 30) == 512 << 20)
         #expect(settings.dmaGraceMilliseconds(vm: "web1") == 5000)
         #expect(settings.dmaGraceMilliseconds(vm: "10") == 0)
+        #expect(!settings.encrypts(vm: "web1") && settings.encrypts(vm: "10") && settings.encrypts(vm: "other"))
     }
 
     @Test("Who may attach: the VM's own words, else the defaults; where its socket is") func access() throws {
