@@ -56,9 +56,9 @@ extension DeviceEvent: CustomStringConvertible {
         switch self {
         case .poisoned(let page, let error):
             "page \(page) is lost (\(error)): an access kills what touches it; reboot or restore the VM, and look at the disk of the state directory"
-        case .readFailed(let pages, let error): "cannot read pages \(pages) from the swap file: \(error)"
+        case .readFailed(let pages, let error): "cannot read \(pages) from the swap file: \(error)"
         case .checksumWrong(let page): "page \(page) came back from the swap file with a wrong checksum"
-        case .writeFailed(let pages, let error): "cannot write pages \(pages) to the swap file: \(error)"
+        case .writeFailed(let pages, let error): "cannot write \(pages) to the swap file: \(error)"
         case .slotRetired(let page, let error): "the place of page \(page) in the swap file is bad (\(error)): the page stays in DRAM from now on"
         case .diskFull(let error):
             "no room for the swap file (\(error)): paging out has stopped, the VM exceeds its budget; make room in the file system of the state directory"
