@@ -258,7 +258,7 @@ package struct Keeper: ~Copyable {
             } else if held[record.key] != nil || held.count < heldMax {
                 put(record.key, descriptors.takeFirst()!)
             } else {
-                status = ENOSPC
+                status = EMFILE
             }
         case .release:
             release(record.key)

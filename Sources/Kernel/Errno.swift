@@ -33,6 +33,9 @@ package struct Errno: Error, Equatable, Hashable, Sendable, CustomStringConverti
     /// The disk says that this place cannot be read or written; anything else may pass.
     package var isOfMedium: Bool { [EIO, ENODATA, EILSEQ, EBADMSG, EREMOTEIO].contains(code) }
 
+    /// No more files can be open, in this process or at the keeper.
+    package var isOfDescriptors: Bool { [EMFILE, ENFILE].contains(code) }
+
     package var description: String {
         guard let text = unsafe strerror(code) else { return "error \(code)" }
         return unsafe String(cString: text)

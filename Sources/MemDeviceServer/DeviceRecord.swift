@@ -6,11 +6,13 @@ package import RemoteRAM
 ///      "MDDR"  u32 version  u64 pages  u64 budget (pages)  u32 keep  u32 owner's uid  u32 attached
 ///      u32 pid  u32 uid  u32 gid  u32 no DMA  u32 entries of the discard ring (0 = none)
 ///      u32 placements  u32 regions  {u64 address, u64 first page, u64 pages} …  {u64 guest-physical address, u64 offset, u64 bytes} …
+///      u32 adoptions  u32 flags: 1 = the swap file is encrypted, the vault holds `key` and `tags` (both since version 2)
 ///
-/// All little-endian. Version 1; 2 is the same and says that the swap file is encrypted, so that a memdevd that cannot read it leaves it alone. A newer version is not guessed at: such a device stays in the vault, its VMM waits.
+/// All little-endian. Version 2; version 1 is read too, and what it lacks has the default. A newer version is not guessed at: such a device stays in the vault, its
+/// VMM waits for a server that knows it. A new field goes to the end, with the version that brought it.
 package struct DeviceRecord: Equatable, Sendable {
     package static let version: UInt32 = 2
-    private static let versionPlain: UInt32 = 1
+    package static let oldestVersion: UInt32 = 1
     private static let magic: UInt32 = 0x5244_444D
     private static let bytesMax: Int64 = 1 << 20
     private static let piecesMax: UInt32 = 4096
@@ -24,6 +26,8 @@ package struct DeviceRecord: Equatable, Sendable {
     /// nil: kept without a VMM.
     package var attached: Attached?
     package var regions: [Request.Region] = []
+    /// How many servers have taken the device over from a dead one.
+    package var adoptions: UInt32 = 0
 
     package struct Attached: Equatable, Sendable {
         package var peer: MessageSocket.Peer
@@ -46,7 +50,7 @@ package struct DeviceRecord: Equatable, Sendable {
 
         package var description: String {
             switch self {
-            case .unknownVersion(let version): "its record has version \(version), this memdevd knows \(DeviceRecord.versionPlain) to \(DeviceRecord.version)"
+            case .unknownVersion(let version): "its record has version \(version), this memdevd knows \(DeviceRecord.oldestVersion) to \(DeviceRecord.version)"
             case .damaged(let what): "its record is damaged: \(what)"
             case .unreadable(let error): "its record cannot be read: \(error)"
             }
@@ -55,10 +59,13 @@ package struct DeviceRecord: Equatable, Sendable {
 
     package init() {}
 
-    package var encoded: [UInt8] {
+    package var encoded: [UInt8] { encoded(version: Self.version) }
+
+    /// As a server wrote it that knew only `version`; what that one lacks is left out. For tests.
+    package func encoded(version: UInt32) -> [UInt8] {
         var writer = WireWriter()
         writer.u32(Self.magic)
-        writer.u32(isEncrypted ? Self.version : Self.versionPlain)
+        writer.u32(version)
         writer.u64(pageCount)
         writer.u64(budgetPages)
         writer.u32(keep ? 1 : 0)
@@ -81,6 +88,10 @@ package struct DeviceRecord: Equatable, Sendable {
             writer.u64(region.extent.offset)
             writer.u64(region.extent.bytes)
         }
+        if version >= 2 {
+            writer.u32(adoptions)
+            writer.u32(isEncrypted ? 1 : 0)
+        }
         return writer.bytes
     }
 
@@ -89,8 +100,7 @@ package struct DeviceRecord: Equatable, Sendable {
         do throws(Refusal) {
             guard try reader.u32() == Self.magic else { throw .form("it does not begin with MDDR") }
             let version = try reader.u32()
-            guard (Self.versionPlain...Self.version).contains(version) else { throw Refusal(errno: .notSupported, text: "\(version)", closes: false) }
-            isEncrypted = version == Self.version
+            guard (Self.oldestVersion...Self.version).contains(version) else { throw Refusal(errno: .notSupported, text: "\(version)", closes: false) }
             pageCount = try reader.u64()
             budgetPages = try reader.u64()
             keep = try reader.u32() != 0
@@ -114,6 +124,12 @@ package struct DeviceRecord: Equatable, Sendable {
             for _ in 0..<regionCount {
                 let guestAddress = try reader.u64()
                 regions.append(Request.Region(guestAddress: guestAddress, extent: Request.Extent(offset: try reader.u64(), bytes: try reader.u64())))
+            }
+            if version >= 2 {
+                adoptions = try reader.u32()
+                let flags = try reader.u32()
+                guard flags <= 1 else { throw .form("it has flags that are not known") }
+                isEncrypted = flags == 1
             }
             try reader.end()
             if isAttached { attached = Attached(peer: peer, noDMA: noDMA, ringEntries: ringEntries, placements: placements) }

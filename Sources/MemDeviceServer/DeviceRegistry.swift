@@ -43,6 +43,8 @@ package final class DeviceRegistry: Sendable {
         package fileprivate(set) var hasStarted = false
         /// How the VMM that runs is served; for the vault.
         fileprivate var attached: DeviceRecord.Attached?
+        /// Servers that have taken it over.
+        package fileprivate(set) var adoptions: UInt32 = 0
         /// What the VMM that is attached wants for `keep`; counts from its START.
         fileprivate var keepWanted: Bool
     }
@@ -171,9 +173,13 @@ package final class DeviceRegistry: Sendable {
         entry.regions = record.regions
         entry.channel = channel
         entry.hasStarted = true
+        entry.adoptions = record.adoptions &+ 1
         state.withLock { $0.entries[vm] = entry }
         return device
     }
+
+    /// The adopted device is served: its record is this server's from now on, in this server's version. One that cannot be replaced stays as it is, and is as good.
+    package func noteAdopted(vm: String) { try? saveRecord(vm: vm) }
 
     /// The device stays in the vault, and nobody gets its vm-id.
     package func refuseAdoption(vm: String, reason: String) {
@@ -196,6 +202,7 @@ package final class DeviceRegistry: Sendable {
             record.ownerUID = entry.ownerUID
             record.attached = entry.attached
             record.regions = entry.regions
+            record.adoptions = entry.adoptions
             do throws(Errno) {
                 try record.hold(vault, vm: vm)
                 return nil

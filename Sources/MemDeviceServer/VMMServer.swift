@@ -136,6 +136,7 @@ package final class VMMServer: Sendable {
     package func adopt(vm: String, kept: DescriptorBag) -> String? {
         do {
             try adopted(vm: vm, kept: kept)
+            registry.noteAdopted(vm: vm)
             return nil
         } catch {
             registry.refuseAdoption(vm: vm, reason: "\(error)")

@@ -384,7 +384,6 @@ final class Detacher {
     /// Installs a page; does not return before it is in, or the VMM is gone: this is the only copy.
     private func install(_ page: PageIndex, from buffer: UnsafeMutableRawPointer) {
         guard let address = core.mapper.address(of: page) else { return writeBehind(page, from: buffer) }
-        var reported = false
         while true {
             do throws(Errno) {
                 _ = try unsafe core.mapper.userfault.copy(to: address, from: buffer, length: UInt64(pageBytes), mode: .dirty)
@@ -399,11 +398,9 @@ final class Detacher {
                 if error != .again, error != .noMemory, error != .exists { return writeBehind(page, from: buffer) }
                 // Newer content than ours: written to the memfd without a fault.
                 if error == .exists { return }
-                if error != .again, !reported {
-                    reported = true
-                    core.report(.kernelRefused("putting page \(page) back", error))
-                }
-                if error != .again { usleep(1000) }
+                if error == .again { continue }
+                core.noteNoMemory()
+                usleep(1000)
             }
         }
     }

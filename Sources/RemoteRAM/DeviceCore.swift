@@ -40,7 +40,11 @@ package enum DeviceEvent: Sendable, Equatable {
     case slotRetired(PageIndex, Errno)
     /// The disk is full (ENOSPC, EDQUOT): paging out has stopped.
     case diskFull(Errno)
+    /// The disk takes no page at all: paging out has stopped.
+    case diskFailing(Errno)
     case diskRecovered
+    /// There is no memory to install pages: the VMM's control group, or the host, is at its limit. Faults wait.
+    case noMemory
     /// A fault has waited for room too long (everything is pinned, or written all the time): it exceeds the budget.
     case nothingToTake
     case mapperGone
@@ -48,6 +52,31 @@ package enum DeviceEvent: Sendable, Equatable {
     case mapperAtFault(String)
     /// An ioctl on the VMM's userfaultfd or page table failed in a way that cannot be mended here.
     case kernelRefused(String, Errno)
+}
+
+/// For the log and `memdevctl stat`: what it is and what to do.
+extension DeviceEvent: CustomStringConvertible {
+    package var description: String {
+        switch self {
+        case .poisoned(let page, let error):
+            "page \(page) is lost (\(error)): an access kills what touches it; reboot or restore the VM, and look at the disk of the state directory"
+        case .readFailed(let pages, let error): "cannot read \(pages) from the swap file: \(error)"
+        case .checksumWrong(let page): "page \(page) came back from the swap file with a wrong checksum"
+        case .writeFailed(let pages, let error): "cannot write \(pages) to the swap file: \(error)"
+        case .slotRetired(let page, let error): "the place of page \(page) in the swap file is bad (\(error)): the page stays in DRAM from now on"
+        case .diskFull(let error):
+            "no room for the swap file (\(error)): paging out has stopped, the VM exceeds its budget; make room in the file system of the state directory"
+        case .diskFailing(let error):
+            "the disk takes no page (\(error)): paging out has stopped, the VM exceeds its budget; look at the disk of the state directory, writing is tried every second"
+        case .diskRecovered: "the disk takes pages again: paging out goes on"
+        case .noMemory:
+            "no memory for pages that the guest waits for: the control group of the VMM (which they are charged to) or the host is at its limit; the guest waits: raise that limit above the budget, or lower the budget"
+        case .nothingToTake: "nothing can be taken (pinned, or written all the time): the VM exceeds its budget; raise it"
+        case .mapperGone: "the VMM's process has ended"
+        case .mapperAtFault(let what): "the VMM is at fault: \(what)"
+        case .kernelRefused(let what, let error): "\(what) failed: \(error)"
+        }
+    }
 }
 
 /// What the threads of one device share.
@@ -87,6 +116,7 @@ package final class DeviceCore: @unchecked Sendable {
     package let reclaimWork: EventCounter
     private let budgetLimit: Atomic<Int64>
     private let lastOverBudget = Atomic<Int64>(-1 << 62)
+    private let lastNoMemoryReport = Atomic<Int64>(-1 << 62)
 
     package init(
         name: String, table: PageTable, memfd: consuming Descriptor, swap: consuming SwapFile, seals: SlotSeals?, mapper: Mapper, settings: DeviceSettings,
@@ -161,6 +191,14 @@ package final class DeviceCore: @unchecked Sendable {
         guard now - lastOverBudget.load(ordering: .relaxed) > 10_000_000_000 else { return }
         lastOverBudget.store(now, ordering: .relaxed)
         report(.nothingToTake)
+    }
+
+    /// Installing a page has failed with ENOMEM; told once in a while.
+    package func noteNoMemory() {
+        let now = Clock.nanoseconds()
+        guard now - lastNoMemoryReport.load(ordering: .relaxed) > 10_000_000_000 else { return }
+        lastNoMemoryReport.store(now, ordering: .relaxed)
+        report(.noMemory)
     }
 
     /// Returns when the discard ring has been read by the fault thread, from its beginning, after the call. For the reclaim thread.

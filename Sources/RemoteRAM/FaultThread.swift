@@ -264,7 +264,7 @@ final class FaultThread {
                     } else if error == .again, attempts < Self.againMax {
                         continue
                     } else {
-                        if error == .noProcess { core.noteMapperGone() }
+                        note(error)
                         for left in page..<pages.end { giveBack(left, to: .zero) }
                         complete = false
                         break
@@ -273,6 +273,12 @@ final class FaultThread {
             }
         }
         return complete
+    }
+
+    /// Why pages could not be installed.
+    private func note(_ error: Errno) {
+        if error == .noProcess { core.noteMapperGone() }
+        if error == .noMemory { core.noteNoMemory() }
     }
 
     private func giveBack(_ page: PageIndex, to phase: PageEntry.Phase) {
@@ -302,10 +308,9 @@ final class FaultThread {
                 if error == .exists {
                     counters.faultsPresent.add(1)
                     core.mapper.wake(one)
-                } else if error == .noProcess {
-                    core.noteMapperGone()
                 } else {
-                    park(page, arrived: arrived)
+                    note(error)
+                    if error != .noProcess { park(page, arrived: arrived) }
                 }
                 return true
             }
@@ -453,7 +458,7 @@ final class FaultThread {
                     } else if error == .again, attempts < Self.againMax {
                         continue
                     } else {
-                        if error == .noProcess { core.noteMapperGone() }
+                        note(error)
                         for left in page..<pages.end {
                             giveBack(left, to: .ssd)
                             if slot.isDemand, error != .noProcess { park(left, arrived: slot.arrived) }

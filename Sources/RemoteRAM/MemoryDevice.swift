@@ -27,6 +27,9 @@ package final class MemoryDevice: Sendable {
     private let swapFile: SwapBox
     /// nil: the swap file is not encrypted.
     private let seals: SlotSeals?
+    /// Pages that were in the memory and, by the table, elsewhere, when this device had been adopted: 0, unless a VMM writes its memory past its userfaultfd.
+    package var untrackedPagesWhenAdopted: UInt64 { untrackedWhenAdopted.load(ordering: .acquiring) }
+    private let untrackedWhenAdopted = Atomic<UInt64>(0)
     private let swapFileIsRemoved = Atomic<Bool>(false)
 
     private struct Running {
@@ -56,6 +59,10 @@ package final class MemoryDevice: Sendable {
             case .swapFile(let path, .invalid): "cannot make the swap file \(path): its file system cannot do O_DIRECT; choose a state directory on a disk"
             case .swapFile(let path, let error): "cannot make the swap file \(path): \(error)"
             case .thread(let error): "cannot start the device's threads: \(error)"
+            case .vault(let error) where error.isOfDescriptors: "the keeper cannot hold it: no descriptor is left; raise LimitNOFILE of memdevd (ulimit -n)"
+            case .memory(let error) where error.isOfDescriptors, .thread(let error) where error.isOfDescriptors,
+                .swapFile(_, let error) where error.isOfDescriptors:
+                "no descriptor is left; raise LimitNOFILE of memdevd (ulimit -n)"
             case .vault(let error): "the keeper cannot hold it: \(error)"
             case .encryption(let error): "cannot encrypt its swap file: \(error)"
             case .alreadyRunning: "a VMM is attached already"
@@ -136,6 +143,10 @@ package final class MemoryDevice: Sendable {
         events = Mutex(EventLog())
         latency = Mutex((previous: [], current: [], since: 0))
         table.recoverAll(stamp: quiet.stamp()) { memfd.isData(at: $0 << pageShift) }
+        // Nothing moves yet, so it is exact: what is still detaching is out of the memory.
+        let known = residentPages - UInt64(table.detachingPages.count)
+        let occupied = ((try? memfd.status().occupiedBytes) ?? 0) >> pageShift
+        untrackedWhenAdopted.store(occupied > known ? occupied - known : 0, ordering: .releasing)
     }
 
     /// For an adopted device without a VMM: the dead process was about to start one, which has touched nothing, so what had been taken away is in its slot.
@@ -390,6 +401,7 @@ package final class MemoryDevice: Sendable {
 
     private static let releaseTurnsMax = 50
     private static let releasePauseMicroseconds: useconds_t = 20_000
+    private static let releasePollMicroseconds: useconds_t = 500
     /// Pages brought in between two looks at `keepGoing`.
     private static let releasePieceBytes: UInt64 = 64 << 20
 
@@ -397,7 +409,9 @@ package final class MemoryDevice: Sendable {
         let step = Self.releasePieceBytes >> pageShift
         var start: PageIndex = 0
         while start < pageCount, keepGoing() {
-            _ = load(PageRange(start, min(pageCount, start + step)), pin: false)
+            guard let request = beginLoad(PageRange(start, min(pageCount, start + step)), pin: false) else { return }
+            // A disk that hangs must not keep whoever asks from saying that he lives.
+            while !request.isDone.load(ordering: .acquiring), isRunning, keepGoing() { usleep(Self.releasePollMicroseconds) }
             start += step
         }
     }

@@ -391,10 +391,17 @@ package final class PageTable: @unchecked Sendable {
     }
 
     /// The write-back failed: the page stays dirty. `retire`: its slot is never used again.
-    package func cancelWriteBack(_ page: PageIndex, retire: Bool) {
+    package func cancelWriteBack(_ page: PageIndex) {
         _ = update(page) { entry in
             entry.writingBack = false
-            if retire { entry.slotRetired = true }
+            return true
+        }
+    }
+
+    /// The page's slot is not written any more: it stays in DRAM.
+    package func retireSlot(_ page: PageIndex) {
+        _ = update(page) { entry in
+            entry.slotRetired = true
             return true
         }
     }

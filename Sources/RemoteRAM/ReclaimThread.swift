@@ -32,6 +32,10 @@ final class ReclaimThread {
     /// A device that grows is scanned so many times on its way to its budget, but not more often than this.
     private static let growthScansPerBudget: Int64 = 16
     private static let growthScanNanoseconds: Int64 = 100_000_000
+    /// A stop of the process during a rest counts as rest, so none is longer than this part of the grace time (or `stallMilliseconds`)…
+    private static let restsPerGrace: Int64 = 16
+    /// …and what counts of the rest of a turn is this part.
+    private static let turnsPerGrace: Int64 = 32
     /// How long after "disk full" writing is tried again.
     private static let diskFullRetryNanoseconds: Int64 = 1_000_000_000
     /// Runs of stale slots given back in one quiet moment.
@@ -90,7 +94,7 @@ final class ReclaimThread {
         if core.graceMilliseconds > 0, isGrowing { return Self.growthScanNanoseconds / 1_000_000 }
         // A stop of the process is noticed by its length (`noteTime`).
         return core.graceMilliseconds == 0
-            ? core.settings.scanMilliseconds : min(core.settings.scanMilliseconds, max(Self.stallMilliseconds, core.graceMilliseconds / 2))
+            ? core.settings.scanMilliseconds : min(core.settings.scanMilliseconds, max(Self.stallMilliseconds, core.graceMilliseconds / Self.restsPerGrace))
     }
 
     private func rest(_ milliseconds: Int64) {
@@ -99,12 +103,13 @@ final class ReclaimThread {
         rested = min(Clock.nanoseconds() - began, milliseconds * 1_000_000)
     }
 
-    /// A turn that took longer than work and rest explain: the process was stopped, and reads that waited here with it are as young as before. A disk that is as slow as
-    /// that has the same effect, which is safe.
+    /// What a turn takes longer than rest and a short time of work does not count: the process may have been stopped, and reads that waited here with it are as young as
+    /// before. It may be stopped again and again, with a fault of the same read answered in between, so what one stop can add must be little. A disk that makes a turn
+    /// long has the same effect, which is safe.
     private func noteTime() {
         let now = Clock.nanoseconds()
-        let worked = now - lastTurn - rested
-        if lastTurn != 0, core.graceMilliseconds > 0, worked > core.graceMilliseconds * 1_000_000 / 2 { core.quiet.skip(worked) }
+        let excess = now - lastTurn - rested - core.graceMilliseconds * 1_000_000 / Self.turnsPerGrace
+        if lastTurn != 0, core.graceMilliseconds > 0, excess > 0 { core.quiet.skip(excess) }
         lastTurn = now
         rested = 0
         core.journal.noteTime(core.quiet.nanoseconds)
@@ -181,10 +186,11 @@ final class ReclaimThread {
 
     private func writeAndDetach(_ dirty: [PageIndex]) -> Int {
         var outcome = writeBack.run(dirty)
-        if !writeBack.suspects.isEmpty {
-            let alone = writeBack.retrySuspects()
+        if writeBack.hasFailures {
+            let alone = writeBack.settleFailures()
             outcome.cleaned = (outcome.cleaned + alone.cleaned).sorted()
             outcome.full = outcome.full ?? alone.full
+            outcome.failing = alone.failing
             guard scanner.scan(around: outcome.cleaned) else { return 0 }
         }
         noteDisk(outcome)
@@ -232,11 +238,13 @@ final class ReclaimThread {
     // MARK: A full disk
 
     private func noteDisk(_ outcome: WriteBack.Outcome) {
-        if let error = outcome.full {
-            fullInARow += 1
-            // Space that belongs to nobody may be enough to go on; but the slots of a failed write count as such too, so only once.
-            if freeStaleSlots(max: .max) > 0, fullInARow == 1 { return }
-            if diskFullSince == nil { core.report(.diskFull(error)) }
+        if let error = outcome.full ?? outcome.failing {
+            if outcome.full != nil {
+                fullInARow += 1
+                // Space that belongs to nobody may be enough to go on; but the slots of a failed write count as such too, so only once.
+                if freeStaleSlots(max: .max) > 0, fullInARow == 1 { return }
+            }
+            if diskFullSince == nil { core.report(outcome.full == nil ? .diskFailing(error) : .diskFull(error)) }
             diskFullSince = Clock.nanoseconds()
             setBlocked(true)
             return

@@ -39,10 +39,17 @@ final class WriteBack {
         var cleaned: [PageIndex] = []
         /// The disk has no room (ENOSPC or EDQUOT).
         var full: Errno?
+        /// Nothing could be written, and more failed than bad places explain.
+        var failing: Errno?
     }
 
     /// Writes back those of `pages` (ascending, at most `pagesMax`) that are dirty. Returns when all writes have completed.
     func run(_ pages: [PageIndex]) -> Outcome {
+        hasWritten = false
+        return write(pages)
+    }
+
+    private func write(_ pages: [PageIndex]) -> Outcome {
         var outcome = Outcome()
         var builder = RunBuilder(pagesMax: Self.runPages)
         let quietUnits = core.quietUnits
@@ -58,7 +65,7 @@ final class WriteBack {
         let copied = (zeros + checksums.keys).sorted()
         if copied.isEmpty { return outcome }
         guard scanner.scan(around: copied) else {
-            for page in copied { core.table.cancelWriteBack(page, retire: false) }
+            for page in copied { core.table.cancelWriteBack(page) }
             return outcome
         }
         for page in zeros where core.table.finishWriteBack(page, checksum: 0, zero: true) { outcome.cleaned.append(page) }
@@ -77,7 +84,7 @@ final class WriteBack {
             guard got == Int(run.bytes) else { throw .io }
         } catch {
             core.report(.kernelRefused("reading \(run) of the memory", error))
-            cancel(run, retire: false)
+            cancel(run)
             freeJobs.append(index)
             return
         }
@@ -123,6 +130,7 @@ final class WriteBack {
         let result = core.settings.injectDiskResult?(.write, pages) ?? result
         let done = result < 0 ? 0 : min(pages.count, UInt64(result) >> pageShift)
         core.counters.pagesWritten.add(done)
+        if done > 0 { hasWritten = true }
         let missing = PageRange(pages.start + done, pages.end)
         if missing.isEmpty { return }
         // A short write is a write that met an error (or the disk's end) in its middle: the rest tells which.
@@ -130,17 +138,12 @@ final class WriteBack {
         core.counters.writeErrors.add(1)
         if error == .noSpace || error == .quota {
             outcome.full = error
-            cancel(missing, retire: false)
+            cancel(missing)
         } else {
             core.report(.writeFailed(missing, error))
             // Alone, each page shows whether its own slot is bad.
-            cancel(missing, retire: missing.count == 1 && error.isOfMedium)
-            if missing.count == 1, !error.isOfMedium { return forget(missing) }
-            if missing.count == 1 {
-                core.report(.slotRetired(missing.start, error))
-            } else {
-                suspects.append(contentsOf: missing.start..<missing.end)
-            }
+            cancel(missing)
+            if missing.count > 1 { suspects.append(contentsOf: missing.start..<missing.end) } else { failedAlone.append((missing.start, error)) }
         }
         forget(missing)
     }
@@ -150,22 +153,44 @@ final class WriteBack {
     }
 
     /// Pages of a failed multi-page write, to be tried one by one.
-    private(set) var suspects: [PageIndex] = []
+    private var suspects: [PageIndex] = []
+    /// Pages whose writes failed alone: their places are bad, or the whole disk is.
+    private var failedAlone: [(page: PageIndex, error: Errno)] = []
+    /// So many failures without a success are no bad places.
+    private static let failuresOfDisk = 8
 
-    /// Tries the pages of failed writes alone.
-    func retrySuspects() -> Outcome {
+    /// The disk has taken a page since `run` was called.
+    private var hasWritten = false
+
+    /// Something has failed since `settleFailures`.
+    var hasFailures: Bool { !suspects.isEmpty || !failedAlone.isEmpty }
+
+    /// Tries the pages of failed writes alone, and retires the slots of those that fail again. Not when the disk takes nothing at all: the slots are as good as before when
+    /// it recovers.
+    func settleFailures() -> Outcome {
         var all = Outcome()
         let pages = suspects
         suspects = []
         for page in pages {
-            let outcome = run([page])
+            let outcome = write([page])
             all.cleaned += outcome.cleaned
             all.full = all.full ?? outcome.full
+            if !hasWritten, failedAlone.count >= Self.failuresOfDisk { break }
+        }
+        let failed = failedAlone
+        failedAlone = []
+        if !hasWritten, failed.count >= Self.failuresOfDisk {
+            all.failing = failed[0].error
+            return all
+        }
+        for (page, error) in failed where error.isOfMedium {
+            core.table.retireSlot(page)
+            core.report(.slotRetired(page, error))
         }
         return all
     }
 
-    private func cancel(_ pages: PageRange, retire: Bool) {
-        for page in pages.start..<pages.end { core.table.cancelWriteBack(page, retire: retire) }
+    private func cancel(_ pages: PageRange) {
+        for page in pages.start..<pages.end { core.table.cancelWriteBack(page) }
     }
 }

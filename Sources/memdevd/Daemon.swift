@@ -6,6 +6,7 @@ import Logging
 import MemDeviceServer
 import RemoteRAM
 import Settings
+import Synchronization
 
 /// The daemon's life: sockets, threads, signals, systemd.
 /// Concurrency: `run` on the main thread.
@@ -27,7 +28,7 @@ final class Daemon: Sendable {
         let registry = makeRegistry()
         let logger = logger
         let server = VMMServer(socket: try keeper.socket(KeeperProcess.vmmSocket), registry: registry) { event in Self.log(event, logger) }
-        adopt(server)
+        adopt(server, registry)
         let control = ControlServer(
             socket: try keeper.socket(KeeperProcess.controlSocket), commands: ControlCommands(registry: registry, settings: settings),
             access: settings.controlAccess, logger: logger)
@@ -69,7 +70,20 @@ final class Daemon: Sendable {
     }
 
     /// Takes over the VMs of the server before this one.
-    private func adopt(_ server: VMMServer) {
+    private func adopt(_ server: VMMServer, _ registry: DeviceRegistry) {
+        // A disk that hangs, or very large VMs, can take longer than the keeper lets a silent server live; killing it would only make its heir begin anew.
+        let isOver = Flag()
+        let client = keeper.client
+        let saying = try? Thread(name: "mdd-alive") {
+            while !isOver.value.load(ordering: .acquiring) {
+                client.alive()
+                Clock.sleep(milliseconds: 20)
+            }
+        }
+        defer {
+            isOver.value.store(true, ordering: .releasing)
+            saying?.join()
+        }
         for (vm, kept) in keeper.vms.sorted(by: { $0.key < $1.key }) {
             let metadata: Logger.Metadata = ["vm": "\(vm)"]
             let began = Clock.nanoseconds()
@@ -83,10 +97,15 @@ final class Daemon: Sendable {
             if let reason = server.adopt(vm: vm, kept: kept) {
                 logger.error("cannot be adopted: \(reason); its memory is kept, its VMM waits for a memdevd that can", metadata: metadata)
             } else {
-                logger.notice("adopted in \((Clock.nanoseconds() - began) / 1000) µs", metadata: metadata)
+                let times = registry[vm]?.adoptions ?? 0
+                let untracked = registry[vm]?.device.untrackedPagesWhenAdopted ?? 0
+                if untracked > 0 { logger.warning("\(untracked) pages are in its memory and, by its page table, elsewhere", metadata: metadata) }
+                logger.notice("adopted in \((Clock.nanoseconds() - began) / 1000) µs, takeover number \(times) of this VM", metadata: metadata)
             }
         }
     }
+
+    private final class Flag: Sendable { let value = Atomic<Bool>(false) }
 
     // MARK: Signals
 
@@ -224,8 +243,8 @@ final class Daemon: Sendable {
         switch event {
         case .mapperGone: logger.debug("\(event)", metadata: metadata)
         case .diskRecovered: logger.notice("\(event)", metadata: metadata)
-        case .mapperAtFault, .readFailed, .writeFailed, .nothingToTake: logger.warning("\(event)", metadata: metadata)
-        case .poisoned, .checksumWrong, .slotRetired, .diskFull, .kernelRefused: logger.error("\(event)", metadata: metadata)
+        case .mapperAtFault, .readFailed, .writeFailed, .nothingToTake, .noMemory: logger.warning("\(event)", metadata: metadata)
+        case .poisoned, .checksumWrong, .slotRetired, .diskFull, .diskFailing, .kernelRefused: logger.error("\(event)", metadata: metadata)
         }
     }
 }

@@ -40,6 +40,8 @@ enum KeeperProcess {
         removeLeftovers(settings.stateDirectory, logger)
         // Where the privilege to lift limits is missing, a capability takes their place (`serverCapabilities`).
         attempt("lift the limits of locked memory and nice values", logger, level: .debug, Privileges.liftLimits)
+        // It stands between a dead server and the next: it must not wait for the host's swap either.
+        attempt("lock the keeper's memory, so this host may swap it out", logger, Privileges.lockMemory)
         attempt("bound the server's capabilities", logger) { () throws(Errno) in try Privileges.bound(to: serverCapabilities) }
         attempt("keep guest memory out of core dumps", logger, Privileges.hideMemory)
         do throws(Errno) {

@@ -147,11 +147,11 @@ private final class Kept: @unchecked Sendable {
         #expect(first.end(1) == 1)
     }
 
-    @Test("More keys than allowed are ENOSPC; a key that is held may be replaced") func full() throws {
+    @Test("More keys than allowed are EMFILE; a key that is held may be replaced") func full() throws {
         let kept = try Kept(heldMax: 3)
         _ = kept.next()
         #expect(kept.say("hold a").hasPrefix("held") && kept.say("hold b").hasPrefix("held"))
-        #expect(kept.say("hold c") == "error \(ENOSPC)")
+        #expect(kept.say("hold c") == "error \(EMFILE)")
         #expect(kept.say("hold b").hasPrefix("held"))
         #expect(kept.say("release a") == "ok")
         #expect(kept.say("hold c").hasPrefix("held"))

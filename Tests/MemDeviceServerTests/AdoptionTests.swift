@@ -54,10 +54,33 @@ import Testing
 
     @Test("A newer version is told from damage") func versions() throws {
         var bytes = Self.record().encoded
-        bytes[4] = 3
-        #expect(throws: DeviceRecord.Failure.unknownVersion(3)) { _ = try DeviceRecord(decoding: bytes) }
+        bytes[4] = UInt8(DeviceRecord.version + 1)
+        #expect(throws: DeviceRecord.Failure.unknownVersion(DeviceRecord.version + 1)) { _ = try DeviceRecord(decoding: bytes) }
         bytes[0] ^= 1
         #expect(throws: DeviceRecord.Failure.damaged("it does not begin with MDDR")) { _ = try DeviceRecord(decoding: bytes) }
+    }
+
+    @Test("What an older build wrote is read, with the default for what it lacks; version 0 never was", arguments: records) func older(_ record: DeviceRecord)
+        throws
+    {
+        var newer = record
+        newer.adoptions = 7
+        #expect(try DeviceRecord(decoding: newer.encoded).adoptions == 7)
+        let old = newer.encoded(version: 1)
+        var expected = record
+        // No older build encrypts.
+        expected.isEncrypted = false
+        #expect(try DeviceRecord(decoding: old) == expected)
+        var bytes = old
+        bytes[4] = 0
+        #expect(throws: DeviceRecord.Failure.unknownVersion(0)) { _ = try DeviceRecord(decoding: bytes) }
+        // The new field without the new version, and the other way round, are damage.
+        bytes = newer.encoded
+        bytes[4] = 1
+        #expect(throws: DeviceRecord.Failure.self) { _ = try DeviceRecord(decoding: bytes) }
+        bytes = old
+        bytes[4] = 2
+        #expect(throws: DeviceRecord.Failure.self) { _ = try DeviceRecord(decoding: bytes) }
     }
 
     @Test("A mapping outside of the device is refused") func outside() throws {

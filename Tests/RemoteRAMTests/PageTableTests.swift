@@ -144,7 +144,8 @@ private struct ReferencePage: Equatable {
                 expected.pinned = pin
             } else if expected.writingBack {
                 let retire = random.below(4) == 0
-                table.cancelWriteBack(page, retire: retire)
+                table.cancelWriteBack(page)
+                if retire { table.retireSlot(page) }
                 expected.writingBack = false
                 if retire { expected.retired = true }
             }

@@ -8,9 +8,11 @@ package final class RunningDaemon: @unchecked Sendable {
     package let pid: Int32
     private var isReaped = false
 
-    package init(_ arguments: [String] = []) throws(Errno) {
+    /// `state`: the state directory, else one of its own. `program`: the file of the daemon, else the one beside this test. `under`: a command that runs it.
+    package init(_ arguments: [String] = [], state stateDirectory: String? = nil, program: String? = nil, under wrapper: [String] = []) throws(Errno) {
         let path = directory.path
-        let command = [ChildProcess.directory + "/memdevd", "--run-directory", path, "--state-directory", state.path] + arguments
+        let program = program ?? ChildProcess.directory + "/memdevd"
+        let command = wrapper + [program, "--run-directory", path, "--state-directory", stateDirectory ?? state.path] + arguments
         var actions = posix_spawn_file_actions_t()
         unsafe posix_spawn_file_actions_init(&actions)
         defer { unsafe posix_spawn_file_actions_destroy(&actions) }
@@ -24,6 +26,15 @@ package final class RunningDaemon: @unchecked Sendable {
     }
 
     package var vmmSocket: String { directory.path + "/memdevd.sock" }
+    package var controlSocket: String { directory.path + "/control.sock" }
+
+    /// Runs `memdevctl` with this daemon.
+    package func control(_ arguments: [String]) throws(Errno) -> Command.Result {
+        try Command.run([ChildProcess.directory + "/memdevctl"] + arguments + ["--socket", controlSocket])
+    }
+
+    /// It has started to serve.
+    package var isServing: Bool { eventually(within: 30_000) { access(controlSocket, F_OK) == 0 && server != nil && log.contains(" serves ") } }
 
     /// What it has logged.
     package var log: String { Self.text(directory.path + "/log") }
@@ -45,11 +56,17 @@ package final class RunningDaemon: @unchecked Sendable {
     package var held: [String] {
         var targets: [String] = []
         for number in 0..<1024 {
-            var target = [CChar](repeating: 0, count: 512)
-            let length = unsafe readlink("/proc/\(pid)/fd/\(number)", &target, 511)
-            if length > 0 { targets.append(String(decoding: target[..<length].map { UInt8(bitPattern: $0) }, as: UTF8.self)) }
+            let target = target(of: number)
+            if !target.isEmpty { targets.append(target) }
         }
         return targets
+    }
+
+    /// Where a descriptor of the keeper points; empty: it is not open.
+    package func target(of number: Int) -> String {
+        var target = [CChar](repeating: 0, count: 512)
+        let length = unsafe readlink("/proc/\(pid)/fd/\(number)", &target, 511)
+        return String(decoding: target[..<max(0, length)].map { UInt8(bitPattern: $0) }, as: UTF8.self)
     }
 
     /// Sends SIGTERM and waits; the exit status, or 128 + the signal.

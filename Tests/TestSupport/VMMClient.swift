@@ -132,6 +132,16 @@ package final class VMMClient: @unchecked Sendable {
         return nil
     }
 
+    /// Whether a page can be read, asked without dying of SIGBUS: a system call that meets a poisoned page fails with EFAULT.
+    package func isReadable(_ page: UInt64) -> Bool {
+        var ends: [Int32] = [0, 0]
+        guard unsafe pipe(&ends) == 0 else { return false }
+        defer { for end in ends { close(end) } }
+        return unsafe write(ends[1], memory! + Int(page) * pageBytes, 8) == 8
+    }
+
+    package func pointer(_ page: UInt64) -> UnsafeMutableRawPointer { unsafe memory! + Int(page) * pageBytes }
+
     /// Takes the memory out of the address space.
     package func unmap() {
         memory = nil

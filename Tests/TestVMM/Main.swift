@@ -8,11 +8,14 @@ import TestSupport
 ///     test-vmm hold SOCKET VM BYTES           attaches, starts, waits
 ///     test-vmm fill|check SOCKET VM BYTES     attaches with KEEP, writes (or checks) every page, says '+' or '-', ends without DETACH
 ///     test-vmm crowd SOCKET UID COUNT         as that user opens COUNT connections, sends how many of them are served (one byte), waits
+///     test-vmm cycle SOCKET VM BYTES          writes and checks every page, three times, says '+' or '-', waits
 ///     test-vmm storm SOCKET VM BYTES          two threads fault at random until they are killed
 ///     test-vmm as UID GID GROUPS attach SOCKET VM BYTES     as that user, with these other groups (a,b,… or -): ATTACH; says what came of it, waits
 ///     test-vmm as UID GID GROUPS ask SOCKET LINE            as that user: sends a line to a control socket and says the first line of the answer
 ///     test-vmm as UID GID GROUPS occupy SOCKET COUNT        as that user: connects COUNT times, says so, waits
 ///     test-vmm mortal DIRECTORY hold|release KEY            a keeper's server of VMMs that dies there (`MortalServer`)
+///     test-vmm map|open FILE BYTES            maps a file, or holds it open, and waits
+///     test-vmm stamp MODE LOG …               a server of another build, see `StampingServer`
 ///     test-vmm kept                           a keeper's server: does what it reads on the socket that is held as "control"
 @main enum Main {
     static let test = MessageSocket(Descriptor(owning: 3))
@@ -29,10 +32,16 @@ import TestSupport
             guard arguments.count > 7 else { exit(2) }
             become(arguments[2], arguments[3], arguments[4])
             stranger(Array(arguments[5...]))
+        case "stamp":
+            guard arguments.count >= 4 else { exit(2) }
+            StampingServer.run(mode: arguments[2], log: arguments[3])
+        case "map", "open":
+            guard arguments.count == 4, let bytes = UInt64(arguments[3]) else { exit(2) }
+            hasMemory(mode: arguments[1], path: arguments[2], bytes)
         case "crowd":
             guard arguments.count == 5, let uid = UInt32(arguments[3]), let count = Int(arguments[4]) else { exit(2) }
             crowd(arguments[2], uid: uid, count: count)
-        case "hold", "fill", "check", "storm":
+        case "hold", "fill", "check", "storm", "cycle":
             guard arguments.count == 5, let bytes = UInt64(arguments[4]) else { exit(2) }
             attach(arguments[1], arguments[2], arguments[3], bytes)
         default: exit(2)
@@ -92,6 +101,16 @@ import TestSupport
 
     static func tell(_ line: String) { try? test.send(Array((line + "\n").utf8)) }
 
+    static func hasMemory(mode: String, path: String, _ bytes: UInt64) {
+        // Both stay to the end of the process.
+        let file = open(path, O_RDWR)
+        if file < 0 { exit(3) }
+        if mode == "map", unsafe mmap(nil, Int(bytes), PROT_READ | PROT_WRITE, MAP_SHARED, file, 0) == MAP_FAILED { exit(3) }
+        say("+")
+        waitForEnd()
+        exit(0)
+    }
+
     static func crowd(_ path: String, uid: UInt32, count: Int) {
         guard setgid(uid) == 0, setuid(uid) == 0 else { exit(3) }
         let clients = (0..<count).compactMap { _ in try? VMMClient(path: path) }
@@ -114,6 +133,14 @@ import TestSupport
         case "check":
             let isRight = client.restored && (0..<pages).allSatisfy { client[$0, 7] == $0 * 3 + 1 }
             say(isRight ? "+" : "-")
+        case "cycle":
+            var isRight = true
+            for round in UInt64(1)...3 {
+                for page in 0..<pages { client[page, 7] = page * 3 + round }
+                for page in 0..<pages where client[page, 7] != page * 3 + round { isRight = false }
+            }
+            say(isRight ? "+" : "-")
+            waitForEnd()
         case "storm":
             let other = try? Thread(name: "storm") { storm(client, pages, seed: 1) }
             say("+")
