@@ -73,6 +73,7 @@ package final class DeviceCore: @unchecked Sendable {
     package let holdWanted = Atomic<Bool>(false)
     /// …and takes nothing: whatever becomes resident stays so.
     package let isHolding = Atomic<Bool>(false)
+    package let scanOrders = ScanOrders()
     /// How often the discard ring has been read.
     package let discardDrains = Atomic<UInt64>(0)
     /// Time for the grace time.

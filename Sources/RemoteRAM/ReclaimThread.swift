@@ -45,6 +45,7 @@ final class ReclaimThread {
         while !core.stopping.load(ordering: .acquiring) {
             core.reclaimWanted.store(false, ordering: .sequentiallyConsistent)
             core.journal.noteAlive(Clock.nanoseconds())
+            answerScanOrder()
             if core.holdWanted.load(ordering: .sequentiallyConsistent) {
                 hold()
                 continue
@@ -66,6 +67,7 @@ final class ReclaimThread {
         // What a pipe holds has no other copy.
         detacher.settle(all: true)
         evictions.finishAll(current: eviction)
+        core.scanOrders.finishAll()
     }
 
     /// Puts back what is pending and takes nothing until the wish for it ends.
@@ -74,6 +76,13 @@ final class ReclaimThread {
         core.isHolding.store(true, ordering: .sequentiallyConsistent)
         core.reclaimWork.wait(milliseconds: Int32(Self.stallMilliseconds))
         if !core.holdWanted.load(ordering: .sequentiallyConsistent) { core.isHolding.store(false, ordering: .sequentiallyConsistent) }
+    }
+
+    /// Somebody wants to know what was written until now.
+    private func answerScanOrder() {
+        guard let order = core.scanOrders.begin() else { return }
+        lastScan = Clock.nanoseconds()
+        core.scanOrders.finish(order, complete: !core.mapperGone.load(ordering: .relaxed) && scanner.scanAll())
     }
 
     private func pause() -> Int64 {

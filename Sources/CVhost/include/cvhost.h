@@ -10,6 +10,7 @@
 #include "cvhost_privilege.h"
 #include "cvhost_process.h"
 #include "cvhost_ring.h"
+#include "cvhost_stream.h"
 #include "cvhost_userfault.h"
 
 #endif
