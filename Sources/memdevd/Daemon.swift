@@ -28,11 +28,14 @@ final class Daemon: Sendable {
         let logger = logger
         let server = VMMServer(socket: try keeper.socket(KeeperProcess.vmmSocket), registry: registry) { event in Self.log(event, logger) }
         adopt(server)
+        let migrations = Migrations(registry: registry, settings: settings, listener: keeper.peerSocket(), logger: logger)
         let control = ControlServer(
-            socket: try keeper.socket(KeeperProcess.controlSocket), commands: ControlCommands(registry: registry, settings: settings), logger: logger)
+            socket: try keeper.socket(KeeperProcess.controlSocket),
+            commands: ControlCommands(registry: registry, settings: settings, migrations: migrations), logger: logger)
         do {
             let serving = try Thread(name: "mdd-accept") { server.run() }
             let controlling = try Thread(name: "mdd-control") { control.run() }
+            let receiving = try Thread(name: "mdd-peers") { migrations.run() }
             let notify = Notify()
             notify.ready()
             logger.info("memdevd \(MemdevdVersion.current) serves \(settings.vmmSocketPath), swap files in \(settings.stateDirectory)")
@@ -40,8 +43,10 @@ final class Daemon: Sendable {
             notify.stopping("ending")
             server.stop()
             control.stop()
+            migrations.stop()
             serving.join()
             controlling.join()
+            receiving.join()
         } catch {
             throw StartFailure("cannot start a thread: \(error)")
         }

@@ -8,6 +8,7 @@ import Settings
 enum KeeperProcess {
     static let vmmSocket = "socket/vmm"
     static let controlSocket = "socket/control"
+    static let peerSocket = "socket/peer"
 
     /// What a server may use at most, and why:
     /// - `systemResource`: each VM has eight pipes of 512 KiB (`ReclaimJournal`), and without it all VMs together get 64 MiB of them before pipes shrink to two pages
@@ -45,6 +46,7 @@ enum KeeperProcess {
             var keeper = try Keeper(options: Keeper.Options(executable: try ownPath(), arguments: CommandLine.arguments))
             try keeper.hold(directory.vmm.descriptor, key: vmmSocket)
             try keeper.hold(directory.control.descriptor, key: controlSocket)
+            if let listener = try peerListener(settings) { try keeper.hold(listener.descriptor, key: peerSocket) }
             return keeper.run { event in
                 switch event {
                 case .started: logger.info("\(event)")
@@ -54,6 +56,11 @@ enum KeeperProcess {
         } catch {
             throw StartFailure("cannot run a server: \(error)")
         }
+    }
+
+    private static func peerListener(_ settings: DaemonSettings) throws(Errno) -> StreamSocket? {
+        guard let text = settings.peerListen, let address = NetworkAddress(text, defaultPort: 0) else { return nil }
+        return try StreamSocket.listen(at: address)
     }
 
     private static func ownPath() throws(Errno) -> String {
@@ -103,6 +110,12 @@ struct Inheritance {
             throw StartFailure("cannot talk to the keeper: \(error)")
         }
         generation = ProcessEnvironment[KeeperClient.generationVariable].flatMap { Int($0) } ?? 0
+    }
+
+    /// Where other hosts connect; nil when it is not configured.
+    func peerSocket() -> StreamSocket? {
+        guard let descriptor = sockets.take(KeeperProcess.peerSocket) else { return nil }
+        return StreamSocket(descriptor)
     }
 
     func socket(_ name: String) throws(StartFailure) -> MessageSocket {
