@@ -94,7 +94,6 @@ private final class Sender {
     private var zeros: [PageRange] = []
     private var results: [PageCopier.Copy] = []
     private var isHolding = false
-    private var holdingSince: Int64 = 0
     private var roundBegan: Int64 = 0
     private var lastHeard: Int64
     private var lastAlive: Int64 = 0
@@ -114,8 +113,6 @@ private final class Sender {
 
     private static let turnNanoseconds: Int64 = 200_000_000
     private static let aliveNanoseconds: Int64 = 2_000_000_000
-    /// Reclaim does not stand still for longer than this because of a migration that nobody finishes.
-    private static let holdNanosecondsMax: Int64 = 10_000_000_000
 
     init(device: MemoryDevice, copier: PageCopier, link: PeerLink, options: Outgoing.Options, owner: Outgoing) throws(MigrationFailure) {
         self.device = device
@@ -174,7 +171,6 @@ private final class Sender {
     private func tick() {
         let now = Clock.nanoseconds()
         if case .waiting = machine.state, now - roundBegan >= Self.turnNanoseconds { handle(.turn) }
-        if isHolding, case .waiting = machine.state, now - holdingSince > Self.holdNanosecondsMax { hold(false) }
         if copier.isStopped { handle(.failed("the VMM of \(device.name) has ended")) }
         if now - lastHeard > Int64(PeerLink.silenceMilliseconds) * 1_000_000 { handle(.lost(.link("the destination is silent", .timedOut))) }
         if now - lastAlive > Self.aliveNanoseconds, !machine.isOver, !machine.isCut {
@@ -318,11 +314,7 @@ private final class Sender {
         figures.downtimeEstimate = Convergence.estimate(pages: figures.pagesLeft, bytesPerSecond: figures.bytesPerSecond)
         let judgement = convergence.judge(pagesLeft: figures.pagesLeft, bytesPerSecond: figures.bytesPerSecond)
         figures.isFlat = judgement == .flat
-        if judgement != .again {
-            // Nothing is on its way out when the VMM stops.
-            if holdingSince == 0 { hold(true) }
-            return true
-        }
+        if judgement != .again { return true }
         // Pages that were just written become quiet only with time.
         let rest = roundBegan + Self.turnNanoseconds - Clock.nanoseconds()
         if rest > 0, round > 0 { Clock.sleep(microseconds: UInt32(rest / 1000)) }
@@ -332,7 +324,7 @@ private final class Sender {
     /// The VMM stands still and has no I/O in flight: what is left goes, quiet or not.
     private func copyLast() throws(MigrationFailure) {
         if lastPassBegan == 0 { lastPassBegan = Clock.nanoseconds() }
-        if !isHolding { hold(true) }
+        hold(true)
         let before = figures.residentPages + figures.ssdPages + figures.zeroPages
         try scan()
         var turns = 0
@@ -536,7 +528,6 @@ private final class Sender {
     private func hold(_ wanted: Bool) {
         if wanted == isHolding { return }
         isHolding = wanted
-        if wanted { holdingSince = Clock.nanoseconds() }
         copier.setHolding(wanted)
     }
 }

@@ -100,12 +100,18 @@ final class Detacher {
             let now = Clock.nanoseconds()
             if now < next.due {
                 if !all { return }
-                usleep(useconds_t((next.due - now) / 1000 + 1))
+                // In slices: the VMM may stop meanwhile, and then nothing has to wait.
+                if !core.isDrained.load(ordering: .sequentiallyConsistent) {
+                    usleep(useconds_t(min(Self.settleSliceNanoseconds, next.due - now) / 1000 + 1))
+                    continue
+                }
             }
             pending.removeFirst()
             putBack(next.pages, next.written, next.box)
         }
     }
+
+    private static let settleSliceNanoseconds: Int64 = 1_000_000
 
     /// Stops the grace time's clock while a fault waits for a page that is to be put back.
     func noteWaiting() {

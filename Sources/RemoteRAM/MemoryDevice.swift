@@ -354,16 +354,26 @@ package final class MemoryDevice: Sendable {
     /// The VMM whose faults wait.
     package var suspendedMapper: Mapper? { suspended.withLock { $0?.mapper } }
 
-    /// From now on contents come from a peer (`ReceivedPages`), and faults wait. A device that a VMM uses must be untouched.
+    /// From now on contents come from a peer (`ReceivedPages`), and faults wait. A device that a VMM uses must have no contents; a few pages that the VMM has
+    /// looked at (libmemdev does) are taken back, which waits for the grace time.
     package func beginReceiving() throws(Failure) {
+        if isRunning, (1...Self.glancedPagesMax).contains(residentPages), let order = evict(pages: residentPages) {
+            while !order.isDone.load(ordering: .acquiring), isRunning { Clock.sleep(milliseconds: 1) }
+        }
         try lifecycle.withLock { _ throws(Failure) in
             if suspended.withLock({ $0 != nil }) { throw .alreadyRunning }
-            if table.residentPages > 0 || table.ssdPages > 0 || table.poisonedPages > 0 || counters.faults.value > 0 { throw .touched }
             let core = runningCore
             stopLocked()
+            let isTouched = (try? core?.mapper.hasTouched()) ?? false
+            if isTouched || table.residentPages > 0 || table.ssdPages > 0 || table.poisonedPages > 0 {
+                if let core { try startLocked(mapper: core.mapper, discards: core.discards, left: nil) }
+                throw .touched
+            }
             suspended.withLock { $0 = Suspended(reason: .receiving, mapper: core?.mapper, discards: core?.discards) }
         }
     }
+
+    private static let glancedPagesMax: UInt64 = 64
 
     /// What has come is all there is: the VMM's faults are answered from now on. It must be attached, and must not have looked at its memory before.
     package func finishReceiving() throws(Failure) {

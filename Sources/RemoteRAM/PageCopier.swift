@@ -60,8 +60,9 @@ package final class PageCopier {
         judgement = core.quiet.judgement()
     }
 
-    /// Nothing is paged out any more (true) until it is taken back. Waits until what was on its way out has arrived.
+    /// While the VMM stands still and has no I/O in flight (rule R13), nothing is paged out; what was on its way out is back when this returns.
     package func setHolding(_ hold: Bool) {
+        core.isDrained.store(hold, ordering: .sequentiallyConsistent)
         core.holdWanted.store(hold, ordering: .sequentiallyConsistent)
         core.reclaimWork.signal()
         while hold, !core.isHolding.load(ordering: .sequentiallyConsistent), !isStopped { Clock.sleep(microseconds: 200) }
