@@ -149,12 +149,14 @@ package final class PageTable: @unchecked Sendable {
         return unsafe chunks[Int(chunk)].load(ordering: .relaxed) & 0xFFFF
     }
 
-    /// Whether any page of the chunk was ever resident.
+    /// Whether any page of the chunk was ever resident, or came from a peer: of any other nothing has to be looked at.
     @inline(__always)
     package func wasTouched(chunk: UInt64) -> Bool {
         precondition(chunk < chunkCount)
         return unsafe chunks[Int(chunk)].load(ordering: .relaxed) != 0
     }
+
+    private func noteTouched(_ page: PageIndex) { unsafe chunks[Int(page >> chunkShift)].bitwiseOr(Self.touchedBit, ordering: .relaxed) }
 
     // MARK: Changing
 
@@ -489,6 +491,8 @@ package final class PageTable: @unchecked Sendable {
 
     /// A page of a device that is being received has come: its content is in the memfd (`dram`), in its slot (`ssd`, with its checksum), or all zeros.
     package func receive(_ page: PageIndex, as phase: PageEntry.Phase, heat: UInt8, checksum: UInt32, stamp: Stamp) {
+        // What goes straight onto the SSD has never been resident here.
+        noteTouched(page)
         _ = update(page) { entry in
             precondition(entry.phase == .zero || entry.phase == .dram || entry.phase == .ssd, "nobody else has it while it is received")
             precondition(phase == .zero || phase == .dram || phase == .ssd)

@@ -198,7 +198,7 @@ final class Migrations: Sendable {
             return logger.warning("refused a connection from \(from), which is none of the peers")
         }
         try socket.configure(deadMilliseconds: PeerLink.silenceMilliseconds)
-        let incoming = Incoming(socket, target: self)
+        let incoming = Incoming(socket, target: FromPeer(migrations: self, peer: peer.name))
         let isAdmitted = state.withLock { state in
             let running = state.jobs.count { job in
                 if case .in = job.side { return !job.isOver }
@@ -233,8 +233,23 @@ final class Migrations: Sendable {
     }
 }
 
-extension Migrations: MigrationTarget {
+/// The destination's side of one connection.
+private struct FromPeer: MigrationTarget {
+    let migrations: Migrations
+    /// Its name here; what it says of itself does not count.
+    let peer: String
+    var host: String { migrations.host }
+
     func prepare(_ prepare: Message.Prepare, from: String, epoch: UInt64) throws(MigrationFailure) -> Arrival {
+        try migrations.prepare(prepare, from: peer, epoch: epoch)
+    }
+    func vmm(of vm: String) -> Message.VMMState { migrations.vmm(of: vm) }
+    func finish(_ vm: String, _ device: MemoryDevice, epoch: UInt64) throws(MigrationFailure) { try migrations.finish(vm, device, epoch: epoch) }
+    func forget(_ vm: String, _ device: MemoryDevice) { migrations.forget(vm, device) }
+}
+
+extension Migrations {
+    fileprivate func prepare(_ prepare: Message.Prepare, from: String, epoch: UInt64) throws(MigrationFailure) -> Arrival {
         let vm = prepare.vm
         let last = state.withLock { $0.epochs[vm] ?? 0 }
         guard epoch > last else {
@@ -283,17 +298,17 @@ extension Migrations: MigrationTarget {
         }
     }
 
-    func vmm(of vm: String) -> Message.VMMState {
+    fileprivate func vmm(of vm: String) -> Message.VMMState {
         guard let entry = registry[vm], let pid = entry.attachedPID, entry.device.suspendedMapper != nil || entry.device.isRunning else { return .absent }
         let address = state.withLock { state in state.listening[vm].flatMap { $0.pid == pid ? $0.address : nil } }
         return address.map { .listening($0) } ?? .attached
     }
 
-    func finish(_ vm: String, _ device: MemoryDevice, epoch: UInt64) throws(MigrationFailure) {
+    fileprivate func finish(_ vm: String, _ device: MemoryDevice, epoch: UInt64) throws(MigrationFailure) {
         do throws(Refusal) { try registry.finishReceiving(vm: vm, device) } catch { throw .local(error.text) }
     }
 
-    func forget(_ vm: String, _ device: MemoryDevice) { registry.forgetReceived(vm: vm, device) }
+    fileprivate func forget(_ vm: String, _ device: MemoryDevice) { registry.forgetReceived(vm: vm, device) }
 }
 
 extension MigrationStatus {

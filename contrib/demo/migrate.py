@@ -63,12 +63,14 @@ def report(name, moved):
 
 def judge(moved):
     """What must hold of every move."""
-    for status in moved["samples"]:
-        paging, faults = status["paging"], status["faults"]
-        if paging["out"] or paging["inDemand"] or paging["inAhead"] or paging["written"] or faults["total"]:
-            raise Failure(f"the destination paged before everything had come: {paging}")
-    if not moved["samples"]:
-        raise Failure("the destination was never seen receiving")
+    if len(moved["samples"]) < 2:
+        raise Failure("the destination was not seen receiving")
+    first, last = moved["samples"][0], moved["samples"][-1]
+    for name in ("out", "inDemand", "inAhead", "written"):
+        if first["paging"][name] != last["paging"][name]:
+            raise Failure(f"the destination paged before everything had come: {first['paging']}, then {last['paging']}")
+    if first["faults"]["total"] != last["faults"]["total"]:
+        raise Failure("the destination answered faults before everything had come")
     if not moved["confirmed"]:
         raise Failure("the destination has not confirmed")
 
@@ -119,6 +121,8 @@ def demo(options):
             print(f"-- memdevd of {host.name}\n{guestvm.tail(host.log)}", end="", file=sys.stderr)
         for machine in machines:
             print(f"-- {machine.log}\n{guestvm.tail(machine.log, 5)}", end="", file=sys.stderr)
+            for line in (machine.console.lines[-60:] if machine.console else []):
+                print(f"  guest: {line}", file=sys.stderr)
         raise
     finally:
         for machine in machines:
