@@ -94,7 +94,9 @@ private final class Receiver {
 
     private func next() -> DestinationMachine.Event {
         do throws(MigrationFailure) {
-            guard let received = try link.receive(pageCount: device?.pageCount ?? 0) else { return .lost(.link("the source has closed the connection", .connectionReset)) }
+            guard let received = try link.receive(pageCount: device?.pageCount ?? 0) else {
+                return .lost(.link("the source has closed the connection", .connectionReset))
+            }
             switch received {
             case .message(let message):
                 if case .zeros(let ranges) = message { zeros = ranges }

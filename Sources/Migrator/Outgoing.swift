@@ -207,7 +207,8 @@ private final class Sender {
             case .send(let message): try link.send(message)
             case .plan(let grant): try makePlan(grant)
             case .copy(let round): return .copied(enough: try copyRound(round))
-            case .copyLast: try copyLast()
+            case .copyLast:
+                try copyLast()
                 return .copied(enough: true)
             case .vmm(let state): figures.vmm = state
             case .fence: device.fence()

@@ -10,7 +10,9 @@
 package struct SourceMachine: Equatable, Sendable {
     package enum State: Equatable, Sendable {
         case idle, greeting, preparing
-        case copying(UInt32), settling(UInt32), waiting(UInt32)
+        case copying(UInt32)
+        case settling(UInt32)
+        case waiting(UInt32)
         case finishing, handing, ready, committing
         /// The VM lives at the destination. `confirmed`: which said so.
         case done(confirmed: Bool)

@@ -25,7 +25,8 @@ struct FieldReader {
         guard count <= bytesMax, count <= left else { throw .form("a text of \(count) bytes, at most \(min(bytesMax, left)) are possible") }
         defer { position += count }
         let piece = bytes[position..<(position + count)]
-        guard let text = String(validating: piece, as: UTF8.self), !text.unicodeScalars.contains(where: { $0.value < 32 || (127..<160).contains($0.value) }) else {
+        guard let text = String(validating: piece, as: UTF8.self), !text.unicodeScalars.contains(where: { $0.value < 32 || (127..<160).contains($0.value) })
+        else {
             throw .form("a text that is no printable UTF-8")
         }
         return text

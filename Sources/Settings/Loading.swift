@@ -103,7 +103,8 @@ extension DaemonSettings {
 
     private func peerProblems() -> [SettingsProblem] {
         guard peerListen != nil, !peerPlaintext else { return [] }
-        let message = "peer-listen: connections between hosts cannot be encrypted yet: say peer-plaintext: true if their network is trusted, or leave peer-listen out"
+        let message =
+            "peer-listen: connections between hosts cannot be encrypted yet: say peer-plaintext: true if their network is trusted, or leave peer-listen out"
         return [SettingsProblem(place: .combination, message: message)]
     }
 

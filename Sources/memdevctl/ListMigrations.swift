@@ -22,7 +22,8 @@ struct ListMigrations: ParsableCommand {
         for one in migrations {
             let share = one.total > 0 ? "\(one.done * 100 / one.total) %" : "-"
             table.add([
-                one.vm, "\(one.direction == .out ? "to" : "from") \(one.peer)", one.state, "\(one.round)", share, Figure.size(one.toDRAM), Figure.size(one.toSSD),
+                one.vm, "\(one.direction == .out ? "to" : "from") \(one.peer)", one.state, "\(one.round)", share, Figure.size(one.toDRAM),
+                Figure.size(one.toSSD),
                 Figure.size(one.left), one.lastPass > 0 ? Figure.time(one.lastPass * 1000) : "-", Figure.time(one.duration * 1000), one.error ?? "",
             ])
         }
@@ -37,7 +38,8 @@ enum MigrationText {
         switch status.state {
         case "done":
             let rest = "last pass \(Figure.size(status.lastPassBytes)) in \(Figure.time(status.lastPass * 1000))"
-            return "\(status.vm): at \(status.peer) after \(Figure.time(status.duration * 1000)): \(amounts); \(rest)\(status.confirmed ? "" : "; \(status.peer) has not confirmed it")"
+            return
+                "\(status.vm): at \(status.peer) after \(Figure.time(status.duration * 1000)): \(amounts); \(rest)\(status.confirmed ? "" : "; \(status.peer) has not confirmed it")"
         case "waiting":
             let flat = status.isFlat ? ", and does not get less" : ""
             return "\(status.vm): \(amounts); \(Figure.size(status.left)) are left, about \(Figure.time(status.downtimeEstimate * 1000))\(flat)"

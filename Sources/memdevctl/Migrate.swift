@@ -127,7 +127,8 @@ struct Switching {
             guard error.status == .refused else {
                 throw Failure(
                     .refused,
-                    "\(error.message): look at which QEMU runs VM \(vm), then say it with 'memdevctl migrate \(vm) --commit' (it is over there) or '--abort' (it is here)")
+                    "\(error.message): look at which QEMU runs VM \(vm), then say it with 'memdevctl migrate \(vm) --commit' (it is over there) or '--abort' (it is here)"
+                )
             }
             throw stay(qemu, error)
         }

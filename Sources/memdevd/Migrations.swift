@@ -77,7 +77,8 @@ final class Migrations: Sendable {
             throw Refused("'\(name)' is none of the peers (\(known.isEmpty ? "none are configured" : known.joined(separator: ", ")))\(near)")
         }
         guard settings.peerPlaintext else {
-            throw Refused("connections between hosts cannot be encrypted yet: say peer-plaintext: true in the configuration of both hosts if their network is trusted")
+            throw Refused(
+                "connections between hosts cannot be encrypted yet: say peer-plaintext: true in the configuration of both hosts if their network is trusted")
         }
         guard let address = NetworkAddress(peer.address, defaultPort: 0) else { throw Refused("'\(peer.address)' is no address") }
         guard let entry = registry[vm], entry.device.isRunning else { throw Refused("VM \(vm) has no running VMM here") }
@@ -100,7 +101,8 @@ final class Migrations: Sendable {
         _ = try Thread(name: "mdd-migrate") {
             outgoing.run { () throws(MigrationFailure) in try Self.connect(address) }
             let figures = outgoing.figures
-            let text = figures.state == .done ? "the VM is at \(peer.name) now\(figures.confirmed ? "" : ", which has not confirmed it")" : figures.error ?? "failed"
+            let text =
+                figures.state == .done ? "the VM is at \(peer.name) now\(figures.confirmed ? "" : ", which has not confirmed it")" : figures.error ?? "failed"
             logger.notice("migration to \(peer.name) has ended: \(text)", metadata: ["vm": "\(vm)"])
         }
     }
@@ -152,7 +154,9 @@ final class Migrations: Sendable {
             if let refusal = outgoing.takeRefusal() { throw Refused("VM \(vm): \(refusal)") }
             let figures = outgoing.figures
             if states.contains(figures.state) { return figures }
-            if figures.state == .failed || figures.state == .done { throw Refused("VM \(vm) is \(figures.state == .done ? "at the destination" : "here as before"): \(figures.error ?? "")") }
+            if figures.state == .failed || figures.state == .done {
+                throw Refused("VM \(vm) is \(figures.state == .done ? "at the destination" : "here as before"): \(figures.error ?? "")")
+            }
             Clock.sleep(microseconds: 200)
         }
     }
@@ -173,7 +177,9 @@ final class Migrations: Sendable {
     /// The VMM of `vm` waits for its device state at `address`; nil: not any more.
     func listen(vm: String, at address: String?) throws {
         guard let address else { return state.withLock { _ = $0.listening.removeValue(forKey: vm) } }
-        guard let pid = registry[vm]?.attachedPID else { throw Refused("no VMM of \(vm) is attached here: start it first, waiting for a migration (QEMU: -incoming defer)") }
+        guard let pid = registry[vm]?.attachedPID else {
+            throw Refused("no VMM of \(vm) is attached here: start it first, waiting for a migration (QEMU: -incoming defer)")
+        }
         guard !address.isEmpty, address.utf8.count <= 255 else { throw Refused("an address has 1 to 255 bytes") }
         state.withLock { $0.listening[vm] = (pid, address) }
     }
@@ -287,14 +293,17 @@ extension Migrations {
 
     private func checkDisk(_ prepare: Message.Prepare, granted: UInt64? = nil) throws(MigrationFailure) {
         var system = statvfs()
-        guard unsafe statvfs(settings.stateDirectory, &system) == 0 else { throw .local("cannot look at the disk of \(settings.stateDirectory): \(Errno(errno))") }
+        guard unsafe statvfs(settings.stateDirectory, &system) == 0 else {
+            throw .local("cannot look at the disk of \(settings.stateDirectory): \(Errno(errno))")
+        }
         let free = UInt64(system.f_bavail) * UInt64(system.f_frsize)
         let pages = prepare.residentPages + prepare.ssdPages
         // The budget is not known before there is a device; what is on the SSD there goes onto the SSD here in any case.
         let toDisk = granted.map { max(prepare.ssdPages, pages - min(pages, $0)) } ?? prepare.ssdPages
         guard toDisk << pageShift + Self.diskReserveBytes <= free else {
             throw .local(
-                "no room for VM \(prepare.vm): \(Size(bytes: toDisk << pageShift)) would go onto the SSD, \(settings.stateDirectory) has \(Size(bytes: free)) free\(granted.map { "; DRAM takes \(Size(bytes: $0 << pageShift))" } ?? "")")
+                "no room for VM \(prepare.vm): \(Size(bytes: toDisk << pageShift)) would go onto the SSD, \(settings.stateDirectory) has \(Size(bytes: free)) free\(granted.map { "; DRAM takes \(Size(bytes: $0 << pageShift))" } ?? "")"
+            )
         }
     }
 

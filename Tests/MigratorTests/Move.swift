@@ -17,12 +17,19 @@ final class Move: @unchecked Sendable {
     let outgoing: Outgoing
     let link: (source: StreamSocket, destination: StreamSocket)
     private var threads: [Thread] = []
+    /// What the source's disk cannot do, but for the guest's own faults.
+    let diskFails = DiskFlag()
 
     static let pages: UInt64 = 4096
 
     /// `room`: DRAM at the destination, in pages.
     init(seed: SeededGenerator, budget: UInt64 = pages, room: UInt64 = pages, noDMA: Bool = true, grace: Int64 = 300, fill: UInt64 = 3000) throws {
-        source = try Guest.device(pages: Self.pages, budget: budget, name: "moved", directory: directory) { $0.graceMilliseconds = grace }
+        let disk = diskFails
+        source = try Guest.device(pages: Self.pages, budget: budget, name: "moved", directory: directory) {
+            $0.graceMilliseconds = grace
+            // Read-ahead and faults try again; a migration does not.
+            $0.injectDiskResult = { operation, pages in operation == .read && disk.value && pages.count > 1 ? -EIO : nil }
+        }
         guest = try Guest(source, noDMA: noDMA)
         writer = Writer(guest, PageRange(0, fill), seed)
         target = try Target(room: room, directory: other, noDMA: noDMA)
@@ -122,12 +129,18 @@ final class Target: MigrationTarget {
     let finishFailure = Mutex<String?>(nil)
     let isForgotten = Atomic<Bool>(false)
     let isFinished = Atomic<Bool>(false)
+    let diskFails: DiskFlag
 
     var hasFinished: Bool { isFinished.load(ordering: .acquiring) }
     var hasForgotten: Bool { isForgotten.load(ordering: .acquiring) }
 
     init(room: UInt64, directory: TemporaryDirectory, noDMA: Bool) throws {
-        device = try Guest.device(pages: Move.pages, budget: room, name: "moved", directory: directory) { $0.graceMilliseconds = 300 }
+        let disk = DiskFlag()
+        diskFails = disk
+        device = try Guest.device(pages: Move.pages, budget: room, name: "moved", directory: directory) {
+            $0.graceMilliseconds = 300
+            $0.injectDiskResult = { operation, _ in operation == .write && disk.value ? -ENOSPC : nil }
+        }
         try device.beginReceiving()
         // Its VMM is there and waits.
         guest = try Guest(device, noDMA: noDMA)
@@ -151,4 +164,11 @@ final class Target: MigrationTarget {
         try? device.abandonReceiving()
         isForgotten.store(true, ordering: .releasing)
     }
+}
+
+/// Whether a disk fails just now.
+final class DiskFlag: Sendable {
+    private let flag = Atomic<Bool>(false)
+    func set(_ value: Bool) { flag.store(value, ordering: .sequentiallyConsistent) }
+    var value: Bool { flag.load(ordering: .sequentiallyConsistent) }
 }
