@@ -184,6 +184,7 @@ private func destination(after steps: Int) -> DestinationMachine {
         for event in events where event != destinationSteps[step] {
             var machine = destination(after: step)
             switch event {
+            case .received(.hello) where step == 0: continue
             case .received(.round), .received(.zeros), .pages, .received(.finish): if isReceiving { continue }
             default: break
             }

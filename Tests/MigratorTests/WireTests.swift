@@ -110,7 +110,7 @@ import Testing
         let count = try PagesHead.entriesBytes(fixed: fixed, payloadBytes: bytes ?? head.payloadBytes)
         return try PagesHead(fixed: fixed, entries: Array(encoded[PagesHead.fixedBytes...].prefix(count)), pageCount: pageCount)
     }
-    private func entry(_ page: UInt64) -> MovedPage { MovedPage(page: page, checksum: UInt32(page), heat: 255) }
+    private func entry(_ page: UInt64) -> MovedPage { MovedPage(page: page, checksum: UInt32(truncatingIfNeeded: page), heat: 255) }
 
     @Test("What is encoded is decoded") func roundTrip() throws {
         let head = PagesHead(place: .ssd, entries: [entry(0), entry(7), entry(999)])
