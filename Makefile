@@ -10,11 +10,12 @@ RELEASE    := $(BUILD)/release
 LIBSOURCES := $(wildcard Sources/libmemdev/*.c)
 CFLAGS_LIB := -std=gnu11 -O2 -g -fPIC -Wall -Wextra -Werror -fvisibility=hidden
 
-.PHONY: all build demo demo-crash test check bench fuzz simulate install clean deps lint format help
+.PHONY: all build demo demo-crash demo-migrate test check bench fuzz simulate install clean deps lint format help
 
 help:
 	@echo 'make demo     boot a stock QEMU Linux guest whose RAM memdevd owns, with DRAM for half of it'
 	@echo 'make demo-crash  the same with the server killed every second'
+	@echo 'make demo-migrate  the guest moves to another memdevd with DRAM for half of it, and back (two network namespaces)'
 	@echo 'make test     unit tests, tests of libmemdev, fuzz corpora, QEMU end to end'
 	@echo 'make check    format lint, warnings as errors, unit tests under Address- and ThreadSanitizer'
 	@echo 'make bench    figures against kernel swap and a bare C fault handler: table, JSON, SVG in bench-out/'
@@ -43,6 +44,9 @@ demo: build
 
 demo-crash: build
 	MEMDEVD=$(RELEASE)/memdevd MEMDEVCTL=$(RELEASE)/memdevctl LIBMEMDEV=$(RELEASE)/libmemdev.so contrib/demo/demo --kill-server 1
+
+demo-migrate: build
+	MEMDEVD=$(RELEASE)/memdevd MEMDEVCTL=$(RELEASE)/memdevctl LIBMEMDEV=$(RELEASE)/libmemdev.so contrib/demo/migrate
 
 test: build
 	@contrib/install-dependencies test

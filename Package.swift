@@ -26,6 +26,7 @@ let package = Package(
         .target(name: "Kernel", dependencies: ["CVhost"], swiftSettings: swift),
         .target(name: "RemoteRAM", dependencies: ["Kernel"], swiftSettings: swift),
         .target(name: "MemDeviceServer", dependencies: ["RemoteRAM"], swiftSettings: swift),
+        .target(name: "Migrator", dependencies: ["RemoteRAM"], swiftSettings: swift),
         // The privileged parent of the server: knows nothing of VMs.
         .target(name: "Keeper", dependencies: ["Kernel"], swiftSettings: swift),
 
@@ -35,7 +36,7 @@ let package = Package(
         .executableTarget(
             name: "memdevd",
             dependencies: [
-                "MemDeviceServer", "Keeper", "ControlAPI", "Settings",
+                "MemDeviceServer", "Migrator", "Keeper", "ControlAPI", "Settings",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
                 .product(name: "Logging", package: "swift-log"),
                 .product(name: "Crypto", package: "swift-crypto"),
@@ -55,6 +56,7 @@ let package = Package(
         .testTarget(name: "KernelTests", dependencies: ["Kernel", "TestSupport", "test-vmm"], swiftSettings: swift),
         .testTarget(name: "RemoteRAMTests", dependencies: ["RemoteRAM", "TestSupport", "test-vmm"], swiftSettings: swift),
         .testTarget(name: "MemDeviceServerTests", dependencies: ["MemDeviceServer", "TestSupport", "test-vmm"], swiftSettings: swift),
+        .testTarget(name: "MigratorTests", dependencies: ["Migrator", "TestSupport", "test-vmm"], swiftSettings: swift),
         .testTarget(name: "KeeperTests", dependencies: ["Keeper", "TestSupport", "test-vmm", "test-keeper"], swiftSettings: swift),
         .executableTarget(name: "test-keeper", dependencies: ["Keeper"], path: "Tests/TestKeeper", swiftSettings: swift),
         .testTarget(name: "ControlAPITests", dependencies: ["ControlAPI"], swiftSettings: swift),

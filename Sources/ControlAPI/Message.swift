@@ -17,10 +17,27 @@ public struct ControlRequest: Codable, Sendable, Equatable {
         case release
         /// The counters in Prometheus' text format.
         case metrics
+        /// Begin to move `vm` to the peer `host`; answered when its VMM should be paused.
+        case migrate
+        /// The VMM of `vm` stands still and has no I/O in flight: send the rest; answered when the destination is ready.
+        case migrateFinish
+        /// The VMM at the destination has taken over: the VM is there now.
+        case migrateCommit
+        /// The VM stays here.
+        case migrateAbort
+        /// Every migration that runs or has run, from here and to here.
+        case migrations
+        /// The VMM of `vm`, which is attached here, waits for its device state at `address` (none: not any more).
+        case receive
     }
     public var command: Command
     public var vm: String?
     public var bytes: UInt64?
+    /// Name of a peer.
+    public var host: String?
+    /// Where a VMM listens, in its own syntax.
+    public var address: String?
+    public var downtimeMilliseconds: Int?
 
     public init(_ command: Command, vm: String? = nil, bytes: UInt64? = nil) {
         self.command = command
@@ -61,11 +78,13 @@ public struct ControlReply: Codable, Sendable, Equatable {
     public var daemon: Daemon?
     public var devices: [DeviceStatus]?
     public var text: String?
+    public var migrations: [MigrationStatus]?
 
     public init(
         ok: Bool? = nil, error: String? = nil, denied: Bool? = nil, progress: Progress? = nil, daemon: Daemon? = nil, devices: [DeviceStatus]? = nil,
-        text: String? = nil
+        text: String? = nil, migrations: [MigrationStatus]? = nil
     ) {
+        self.migrations = migrations
         self.ok = ok
         self.error = error
         self.denied = denied

@@ -9,4 +9,5 @@ package enum Clock {
 
 extension Clock {
     package static func sleep(milliseconds: UInt32) { usleep(milliseconds * 1000) }
+    package static func sleep(microseconds: UInt32) { usleep(microseconds) }
 }

@@ -24,6 +24,8 @@ package struct Pagemap: ~Copyable, Sendable {
         case writtenAndProtect
         /// Which pages are known not to have been written?
         case clean
+        /// Which pages has the process in its page table?
+        case present
     }
 
     /// Reports the pages of [start, end) to which the answer is yes, as runs in `regions`, and how far the walk came.
@@ -40,7 +42,7 @@ package struct Pagemap: ~Copyable, Sendable {
         argument.end = end
         argument.vec = UInt64(UInt(bitPattern: regions.baseAddress!))
         argument.vec_len = UInt64(regions.count)
-        argument.category_mask = CVHOST_PAGE_IS_WRITTEN.rawValue
+        argument.category_mask = question == .present ? CVHOST_PAGE_IS_PRESENT.rawValue : CVHOST_PAGE_IS_WRITTEN.rawValue
         argument.category_inverted = question == .clean ? CVHOST_PAGE_IS_WRITTEN.rawValue : 0
         argument.return_mask = CVHOST_PAGE_IS_WRITTEN.rawValue | CVHOST_PAGE_IS_PRESENT.rawValue
         let count = try check(unsafe cvhost_pagemap_scan(descriptor.number, &argument))

@@ -223,15 +223,87 @@ package final class DeviceRegistry: Sendable {
         defer { state.withLock { $0.starting -= 1 } }
         try body()
         update(vm: vm) {
-            $0.hasStarted = true
+            // What is still coming from another host is nobody's contents yet.
+            $0.hasStarted = !$0.device.isReceiving
             $0.keep = $0.keepWanted
             $0.attached = attached
         }
         do throws(Errno) {
-            try saveRecord(vm: vm)
+            if self[vm]?.device.isReceiving != true { try saveRecord(vm: vm) }
         } catch {
             self[vm]?.device.stop()
             throw .meaning(error, "VM \(vm): \(MemoryDevice.Failure.vault(error))")
+        }
+    }
+
+    // MARK: From another host
+
+    /// A device for a VM that comes from another host: a new one, or that of a VMM which is attached and has touched nothing.
+    package func beginReceiving(vm: String, bytes: UInt64) throws(Refusal) -> MemoryDevice {
+        if self[vm] == nil {
+            _ = try attach(vm: vm, bytes: bytes, keep: false, pid: 0)
+            update(vm: vm) { $0.attachedPID = nil }
+        } else if self[vm]?.attachedPID == nil {
+            throw .meaning(.exists, "VM \(vm) exists here already; 'memdevctl release \(vm)' forgets it")
+        }
+        guard let device = self[vm]?.device else { throw .meaning(.noEntry, "VM \(vm) has gone") }
+        guard device.pageCount << pageShift == bytes else {
+            throw .meaning(.invalid, "VM \(vm) has \(device.pageCount << pageShift) bytes here and \(bytes) there")
+        }
+        do throws(MemoryDevice.Failure) {
+            try device.beginReceiving()
+        } catch {
+            throw .meaning(.busy, "VM \(vm): \(error)")
+        }
+        // Should this server die now, nobody must go on with half of the contents.
+        vault.release(DeviceRecord.key(vm, "record"))
+        update(vm: vm) { $0.hasStarted = false }
+        return device
+    }
+
+    /// All contents are there: the VMM that is attached is served.
+    package func finishReceiving(vm: String, _ device: MemoryDevice) throws(Refusal) {
+        guard self[vm]?.device === device else { throw .meaning(.noEntry, "the VMM of \(vm) has gone") }
+        do throws(MemoryDevice.Failure) {
+            try device.finishReceiving()
+        } catch {
+            throw .meaning(.busy, "VM \(vm): \(error)")
+        }
+        update(vm: vm) { $0.hasStarted = true }
+        do throws(Errno) {
+            try saveRecord(vm: vm)
+        } catch {
+            throw .meaning(error, "VM \(vm): \(MemoryDevice.Failure.vault(error))")
+        }
+    }
+
+    /// What has come is forgotten; a VMM that is attached has zero pages again, and may be the destination of another try.
+    package func forgetReceived(vm: String, _ device: MemoryDevice) {
+        let (isAttached, dropped) = state.withLock { state -> (Bool, Entry?) in
+            guard let entry = state.entries[vm], entry.device === device else { return (false, nil) }
+            if entry.attachedPID != nil { return (true, nil) }
+            return (false, state.forget(vm))
+        }
+        _ = dropped
+        guard isAttached else { return }
+        guard device.isReceiving else {
+            // Its VMM had been promised everything and has looked at it: nobody else gets these contents.
+            vault.release(DeviceRecord.key(vm, "record"))
+            update(vm: vm) {
+                $0.keep = false
+                $0.keepWanted = false
+            }
+            return
+        }
+        do throws(MemoryDevice.Failure) {
+            try device.abandonReceiving()
+        } catch {
+            // It stays in the phase in which nothing is served; its VMM cannot run, and goes with its process.
+            return
+        }
+        if device.isRunning {
+            update(vm: vm) { $0.hasStarted = true }
+            try? saveRecord(vm: vm)
         }
     }
 

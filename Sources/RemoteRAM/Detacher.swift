@@ -112,7 +112,7 @@ final class Detacher {
             noteAwaited()
             for index in pending.indices where Clock.nanoseconds() >= pending[index].awaitedDue && isAwaited(pending[index]) { putBackAwaited(index) }
             noteAwaited()
-            while let index = pending.firstIndex(where: { core.quiet.nanoseconds >= $0.due }) {
+            while let index = pending.firstIndex(where: { core.quiet.nanoseconds >= $0.due || core.isDrained.load(ordering: .sequentiallyConsistent) }) {
                 let next = pending.remove(at: index)
                 putBack(next.pages, next.written, next.box)
             }

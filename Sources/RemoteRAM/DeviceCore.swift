@@ -108,6 +108,9 @@ package final class DeviceCore: @unchecked Sendable {
     package let holdWanted = Atomic<Bool>(false)
     /// …and takes nothing: whatever becomes resident stays so.
     package let isHolding = Atomic<Bool>(false)
+    package let scanOrders = ScanOrders()
+    /// The VMM stands still and has no I/O in flight (rule R13): nothing needs to wait for the grace time.
+    package let isDrained = Atomic<Bool>(false)
     /// How often the discard ring has been read.
     package let discardDrains = Atomic<UInt64>(0)
     /// Time for the grace time.

@@ -1,3 +1,4 @@
+internal import CVhost
 package import Kernel
 
 /// A process that maps the device's memfd: its userfaultfd, its page table, and where in its address space each page is.
@@ -61,5 +62,21 @@ package final class Mapper: Sendable {
 
     package func wake(_ range: PageRange) {
         forEachPiece(of: range) { address, pages in userfault.wake(at: address, length: pages.bytes) }
+    }
+
+    /// Whether the process has any page of the memory in its page table: it has looked at it or written to it. Wraps `ioctl(PAGEMAP_SCAN)`.
+    package func hasTouched() throws(Errno) -> Bool {
+        try withUnsafeTemporaryAllocation(of: cvhost_page_region.self, capacity: 1) { regions throws(Errno) in
+            for placement in placements {
+                var at = placement.address
+                while at < placement.end {
+                    let (count, walkEnd) = try unsafe pagemap.scan(.present, start: at, end: placement.end, into: regions)
+                    if count > 0 { return true }
+                    guard walkEnd > at else { throw Errno.invalid }
+                    at = walkEnd
+                }
+            }
+            return false
+        }
     }
 }

@@ -6,6 +6,10 @@ import Synchronization
 ///
 ///      created ──start(mapper)──▶ running ──stop──▶ created   (contents kept: the mapper's process is gone, or everything is resident)
 ///                                    └────────────▶ the object is dropped: memory and disk space are free again
+///      created or running, untouched ──beginReceiving──▶ receiving ──finishReceiving──▶ running     (what came from a peer; ReceivedPages)
+///      running ──fence──▶ fenced ──unfence──▶ running                                              (given away to a peer)
+///
+/// While it is receiving or fenced a VMM may be attached, but nobody answers its faults: they wait.
 ///
 /// Concurrency: `start`, `stop` and the orders (`evict`, `load`, …) may come from any thread; `lifecycle` serialises the first two.
 package final class MemoryDevice: Sendable {
@@ -26,11 +30,20 @@ package final class MemoryDevice: Sendable {
     private let latency: Mutex<(previous: [UInt64], current: [UInt64], since: Int64)>
     private let swapFile: SwapBox
     /// nil: the swap file is not encrypted.
-    private let seals: SlotSeals?
+    let seals: SlotSeals?
     /// Pages that were in the memory and, by the table, elsewhere, when this device had been adopted: 0, unless a VMM writes its memory past its userfaultfd.
     package var untrackedPagesWhenAdopted: UInt64 { untrackedWhenAdopted.load(ordering: .acquiring) }
     private let untrackedWhenAdopted = Atomic<UInt64>(0)
     private let swapFileIsRemoved = Atomic<Bool>(false)
+    private let suspended = Mutex<Suspended?>(nil)
+
+    /// Why nobody answers faults, and the VMM whose faults wait.
+    private struct Suspended {
+        var reason: Reason
+        var mapper: Mapper?
+        var discards: DiscardRing?
+        enum Reason { case receiving, fenced }
+    }
 
     private struct Running {
         var core: DeviceCore
@@ -40,7 +53,7 @@ package final class MemoryDevice: Sendable {
         var reclaimThread: Thread
     }
 
-    private final class SwapBox: Sendable {
+    final class SwapBox: Sendable {
         let file: SwapFile
         init(_ file: consuming SwapFile) { self.file = file }
     }
@@ -52,6 +65,12 @@ package final class MemoryDevice: Sendable {
         case vault(Errno)
         case encryption(Errno)
         case alreadyRunning
+        /// The VMM has touched its memory, so what comes from a peer would not be what it has seen.
+        case touched
+        /// No VMM is attached to what has come from a peer.
+        case noMapper
+        /// It belongs to another host now.
+        case fenced
 
         package var description: String {
             switch self {
@@ -66,6 +85,9 @@ package final class MemoryDevice: Sendable {
             case .vault(let error): "the keeper cannot hold it: \(error)"
             case .encryption(let error): "cannot encrypt its swap file: \(error)"
             case .alreadyRunning: "a VMM is attached already"
+            case .touched: "its VMM has touched its memory already; start it so that it waits for a migration (QEMU: -incoming defer)"
+            case .noMapper: "no VMM is attached to it"
+            case .fenced: "it has been given away to another host"
             }
         }
     }
@@ -215,6 +237,15 @@ package final class MemoryDevice: Sendable {
 
     private func startLocked(mapper: Mapper, discards: DiscardRing?, left: ReclaimJournal?) throws(Failure) {
         if isRunning { throw .alreadyRunning }
+        if try suspended.withLock({ state throws(Failure) in
+            guard let reason = state?.reason else { return false }
+            if reason == .fenced { throw .fenced }
+            state!.mapper = mapper
+            state!.discards = discards
+            return true
+        }) {
+            return
+        }
         let requests = FaultRequests()
         let evictions = EvictRequests()
         if let left {
@@ -328,22 +359,115 @@ package final class MemoryDevice: Sendable {
     /// Ends serving. The caller has made sure that no fault can come any more: the mapper's process is gone, or `releaseMapper` succeeded.
     package func stop() {
         lifecycle.withLock { _ in
-            guard let ending = running.withLock({ $0 }) else { return }
-            ending.core.stopping.store(true, ordering: .releasing)
-            ending.core.reclaimWork.signal()
-            ending.reclaimThread.join()
-            ending.core.faultWork.signal()
-            ending.faultThread.join()
-            // The vault keeps the journal: until the record says otherwise this device is one that a VMM uses.
-            running.withLock { $0 = nil }
+            stopLocked()
+            suspended.withLock { $0?.mapper = nil }
         }
+    }
+
+    private func stopLocked() {
+        guard let ending = running.withLock({ $0 }) else { return }
+        ending.core.stopping.store(true, ordering: .releasing)
+        ending.core.reclaimWork.signal()
+        ending.reclaimThread.join()
+        ending.core.faultWork.signal()
+        ending.faultThread.join()
+        // The vault keeps the journal: until the record says otherwise this device is one that a VMM uses.
+        running.withLock { $0 = nil }
     }
 
     /// Whether the process that maps the memory has gone.
     package var mapperIsGone: Bool {
-        running.withLock { running in
+        if let mapper = suspended.withLock({ $0?.mapper }) { return mapper.userfault.processIsGone() }
+        return running.withLock { running in
             guard let core = running?.core else { return true }
             return core.mapperGone.load(ordering: .acquiring) || core.mapper.userfault.processIsGone()
+        }
+    }
+
+    // MARK: Migration
+
+    /// What the threads of a running device share; for the rest of this module.
+    var runningCore: DeviceCore? { running.withLock { $0?.core } }
+    /// For the rest of this module.
+    var swapBox: SwapBox { swapFile }
+    var grace: Int64 { settings.graceMilliseconds }
+    var injectDiskResult: (@Sendable (DeviceSettings.DiskOperation, PageRange) -> Int32?)? { settings.injectDiskResult }
+    package var isReceiving: Bool { suspended.withLock { $0?.reason == .receiving } }
+    package var isFenced: Bool { suspended.withLock { $0?.reason == .fenced } }
+    /// The VMM whose faults wait.
+    package var suspendedMapper: Mapper? { suspended.withLock { $0?.mapper } }
+
+    /// From now on contents come from a peer (`ReceivedPages`), and faults wait. A device that a VMM uses must have no contents; a few pages that the VMM has
+    /// looked at (libmemdev does) are taken back, which waits for the grace time.
+    package func beginReceiving() throws(Failure) {
+        if isRunning, (1...Self.glancedPagesMax).contains(residentPages), let order = evict(pages: residentPages) {
+            while !order.isDone.load(ordering: .acquiring), isRunning { Clock.sleep(milliseconds: 1) }
+        }
+        try lifecycle.withLock { _ throws(Failure) in
+            if suspended.withLock({ $0 != nil }) { throw .alreadyRunning }
+            let core = runningCore
+            stopLocked()
+            let isTouched = (try? core?.mapper.hasTouched()) ?? false
+            if isTouched || table.residentPages > 0 || table.ssdPages > 0 || table.poisonedPages > 0 {
+                if let core { try startLocked(mapper: core.mapper, discards: core.discards, left: nil) }
+                throw .touched
+            }
+            suspended.withLock { $0 = Suspended(reason: .receiving, mapper: core?.mapper, discards: core?.discards) }
+        }
+    }
+
+    private static let glancedPagesMax: UInt64 = 64
+
+    /// What has come is all there is: the VMM's faults are answered from now on. It must be attached, and must not have looked at its memory before.
+    package func finishReceiving() throws(Failure) {
+        try lifecycle.withLock { _ throws(Failure) in
+            guard let state = suspended.withLock({ $0 }), state.reason == .receiving, let mapper = state.mapper else { throw .noMapper }
+            do throws(Errno) {
+                if try mapper.hasTouched() { throw Errno.exists }
+            } catch {
+                throw error == .exists ? .touched : .noMapper
+            }
+            suspended.withLock { $0 = nil }
+            do throws(Failure) {
+                try startLocked(mapper: mapper, discards: state.discards, left: nil)
+            } catch {
+                suspended.withLock { $0 = state }
+                throw error
+            }
+        }
+    }
+
+    /// What has come is forgotten; a VMM that is attached has zero pages again.
+    package func abandonReceiving() throws(Failure) {
+        try lifecycle.withLock { _ throws(Failure) in
+            guard let state = suspended.withLock({ $0 }), state.reason == .receiving else { return }
+            do throws(Errno) {
+                try memfd.punchHole(at: 0, length: pageCount << pageShift)
+                try swapFile.file.free(PageRange(0, pageCount))
+            } catch {
+                throw .memory(error)
+            }
+            for page in 0..<pageCount where table[page].bits != 0 { table.reset(page) }
+            suspended.withLock { $0 = nil }
+            if let mapper = state.mapper { try startLocked(mapper: mapper, discards: state.discards, left: nil) }
+        }
+    }
+
+    /// Another host has it: faults wait from now on, contents stay. Needs a VMM that does not run.
+    package func fence() {
+        lifecycle.withLock { _ in
+            guard let core = runningCore else { return }
+            stopLocked()
+            suspended.withLock { $0 = Suspended(reason: .fenced, mapper: core.mapper, discards: core.discards) }
+        }
+    }
+
+    /// It did not go after all.
+    package func unfence() throws(Failure) {
+        try lifecycle.withLock { _ throws(Failure) in
+            guard let state = suspended.withLock({ $0 }), state.reason == .fenced, let mapper = state.mapper else { return }
+            suspended.withLock { $0 = nil }
+            try startLocked(mapper: mapper, discards: state.discards, left: nil)
         }
     }
 
@@ -551,7 +675,7 @@ package final class MemoryDevice: Sendable {
     package var swapFileBytes: UInt64 { swapFile.file.occupiedBytes() }
     /// Descriptions of the last events, newest last.
     package var recentEvents: [String] { events.withLock { $0.recent } }
-    package var mapperPID: Int32? { running.withLock { $0?.core.mapper.pid } }
+    package var mapperPID: Int32? { suspendedMapper?.pid ?? running.withLock { $0?.core.mapper.pid } }
 
     private static let eventsMax = 16
     private static let eventsPerSecondMax = 20

@@ -28,6 +28,7 @@
 ///      dram ──────▶ detaching    reclaim thread the slot is valid
 ///      detaching ─▶ ssd, zero    reclaim thread judged clean
 ///      detaching ─▶ dram         reclaim thread judged written: put back
+///      zero, dram, ssd ─▶ zero, dram, ssd   receiving thread: what came from a peer, while no VMM is served
 ///
 /// `PageTable` is the only place that makes them.
 package struct PageEntry: Equatable, Sendable {

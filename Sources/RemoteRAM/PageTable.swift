@@ -14,6 +14,10 @@ package final class PageTable: @unchecked Sendable {
     private let mapping: Mapping
     private let entries: UnsafeMutablePointer<Atomic<UInt64>>
     private let chunkMapping: Mapping
+    /// Marked by every transition that may stand for another content.
+    package let dirtyLog: DirtyLog
+    /// Pages that have begun to be detached: whoever read a page and saw this unchanged around it has not read a hole that a page-out had left.
+    private let departureCount = Atomic<UInt64>(0)
     private let chunks: UnsafeMutablePointer<Atomic<UInt32>>
 
     /// Set in a chunk's counter for good when a page of it becomes resident.
@@ -36,6 +40,7 @@ package final class PageTable: @unchecked Sendable {
         let chunkCount = Int((pageCount + chunkPages - 1) >> chunkShift)
         chunkMapping = try Mapping(anonymous: max(pageBytes, chunkCount * 4))
         unsafe chunks = chunkMapping.address.bindMemory(to: Atomic<UInt32>.self, capacity: chunkCount)
+        dirtyLog = try DirtyLog(pageCount: pageCount)
     }
 
     /// A table that another process has left, with what it says. `EINVAL`: its size is not that of `pageCount` pages.
@@ -47,6 +52,7 @@ package final class PageTable: @unchecked Sendable {
         let chunkCount = Int((pageCount + chunkPages - 1) >> chunkShift)
         chunkMapping = try Mapping(anonymous: max(pageBytes, chunkCount * 4))
         unsafe chunks = chunkMapping.address.bindMemory(to: Atomic<UInt32>.self, capacity: chunkCount)
+        dirtyLog = try DirtyLog(pageCount: pageCount)
         self.memory = memory
         forEachTouchedPage { page, entry in
             count(page, PageEntry(), entry)
@@ -135,6 +141,7 @@ package final class PageTable: @unchecked Sendable {
     /// Pages whose slot takes up disk space that nobody needs.
     package var stalePages: Int64 { max(0, staleCount.load(ordering: .relaxed)) }
     package var pinnedPages: Int64 { max(0, pinnedCount.load(ordering: .relaxed)) }
+    package var departures: UInt64 { departureCount.load(ordering: .sequentiallyConsistent) }
 
     /// Resident pages in a chunk of 512.
     @inline(__always)
@@ -143,12 +150,14 @@ package final class PageTable: @unchecked Sendable {
         return unsafe chunks[Int(chunk)].load(ordering: .relaxed) & 0xFFFF
     }
 
-    /// Whether any page of the chunk was ever resident.
+    /// Whether any page of the chunk was ever resident, or came from a peer: of any other nothing has to be looked at.
     @inline(__always)
     package func wasTouched(chunk: UInt64) -> Bool {
         precondition(chunk < chunkCount)
         return unsafe chunks[Int(chunk)].load(ordering: .relaxed) != 0
     }
+
+    private func noteTouched(_ page: PageIndex) { unsafe chunks[Int(page >> chunkShift)].bitwiseOr(Self.touchedBit, ordering: .relaxed) }
 
     // MARK: Changing
 
@@ -238,7 +247,7 @@ package final class PageTable: @unchecked Sendable {
 
     /// Ends `filling`: the page is in the memfd and mapped (or mappable).
     package func finishFilling(_ page: PageIndex, as filled: Filled, heat: UInt8, stamp: Stamp) {
-        _ = update(page) { entry in
+        let (before, _) = update(page) { entry in
             precondition(entry.phase == .filling, "only the fault thread fills")
             entry.phase = .dram
             entry.wasResident = false
@@ -261,11 +270,12 @@ package final class PageTable: @unchecked Sendable {
             entry.discarded = false
             return true
         }
+        if filled == .dirty || before.touched || before.discarded { dirtyLog.mark(page) }
     }
 
     /// Ends `filling` without an installed page: back to `zero` or `ssd`. Returns true when a fault waits for it.
     package func abandonFilling(_ page: PageIndex, to phase: PageEntry.Phase) -> Bool {
-        update(page) { entry in
+        let (before, _) = update(page) { entry in
             precondition(entry.phase == .filling && (phase == .zero || phase == .ssd || phase == .poisoned))
             // What the VMM has given up does not come back from the SSD.
             let phase = entry.discarded && phase == .ssd ? PageEntry.Phase.zero : phase
@@ -280,7 +290,9 @@ package final class PageTable: @unchecked Sendable {
                 entry.contentZero = false
             }
             return true
-        }.before.waiting
+        }
+        if phase != .ssd || before.discarded { dirtyLog.mark(page) }
+        return before.waiting
     }
 
     /// Notes that a fault waits for the end of `filling` or `detaching`. False when the page is in neither: look again.
@@ -303,14 +315,16 @@ package final class PageTable: @unchecked Sendable {
 
     /// `ssd` → `zero`: the content is not wanted any more. False when it was not on the SSD.
     package func discardFromSSD(_ page: PageIndex) -> Bool {
-        update(page) { entry in
+        let (_, changed) = update(page) { entry in
             guard entry.phase == .ssd else { return false }
             entry.phase = .zero
             entry.slotValid = false
             entry.contentZero = false
             entry.heat = 0
             return true
-        }.changed
+        }
+        if changed { dirtyLog.mark(page) }
+        return changed
     }
 
     /// Pins or unpins a page, whatever its phase.
@@ -344,6 +358,7 @@ package final class PageTable: @unchecked Sendable {
             }
             return true
         }
+        if changed { dirtyLog.mark(page) }
         return changed && before.phase == .dram
     }
 
@@ -408,14 +423,16 @@ package final class PageTable: @unchecked Sendable {
 
     /// Takes a clean resident page for detaching. False when it is not clean, pinned, being written back, or somebody else's.
     package func beginDetach(_ page: PageIndex) -> Bool {
-        update(page) { entry in
+        let (_, changed) = update(page) { entry in
             guard entry.phase == .dram, entry.slotValid, !entry.pinned, !entry.writingBack else { return false }
             entry.phase = .detaching
             entry.waiting = false
             entry.touched = false
             entry.discarded = false
             return true
-        }.changed
+        }
+        if changed { departureCount.wrappingAdd(1, ordering: .sequentiallyConsistent) }
+        return changed
     }
 
     package struct Detached {
@@ -443,13 +460,14 @@ package final class PageTable: @unchecked Sendable {
             return true
         }
         result.waiting = before.waiting
+        if before.discarded { dirtyLog.mark(page) }
         return result
     }
 
     /// Ends `detaching` of a page that is in the memfd: put back because it was judged written, or never taken (`written` false).
     /// Returns whether somebody waits. A page that the VMM has given up meanwhile may be in use again: it stays, without a slot.
     package func undoDetach(_ page: PageIndex, stamp: Stamp, written: Bool) -> Bool {
-        update(page) { entry in
+        let (before, _) = update(page) { entry in
             precondition(entry.phase == .detaching, "only the reclaim thread detaches")
             entry.phase = .dram
             if written || entry.touched || entry.discarded {
@@ -461,7 +479,9 @@ package final class PageTable: @unchecked Sendable {
             entry.touched = false
             entry.discarded = false
             return true
-        }.before.waiting
+        }
+        if written || before.touched || before.discarded { dirtyLog.mark(page) }
+        return before.waiting
     }
 
     /// Whether the page was given up while it was being detached.
@@ -474,5 +494,38 @@ package final class PageTable: @unchecked Sendable {
             entry.slotAllocated = false
             return true
         }.changed
+    }
+
+    // MARK: Receiving thread (no VMM is served)
+
+    /// A page of a device that is being received has come: its content is in the memfd (`dram`), in its slot (`ssd`, with its checksum), or all zeros.
+    package func receive(_ page: PageIndex, as phase: PageEntry.Phase, heat: UInt8, checksum: UInt32, stamp: Stamp) {
+        // What goes straight onto the SSD has never been resident here.
+        noteTouched(page)
+        _ = update(page) { entry in
+            precondition(entry.phase == .zero || entry.phase == .dram || entry.phase == .ssd, "nobody else has it while it is received")
+            precondition(phase == .zero || phase == .dram || phase == .ssd)
+            entry.phase = phase
+            entry.slotValid = phase == .ssd
+            entry.contentZero = false
+            entry.heat = heat
+            entry.stamp = stamp
+            if phase == .ssd {
+                entry.slotAllocated = true
+                entry.checksum = checksum
+            }
+            return true
+        }
+    }
+
+    /// What had been received of the page is forgotten.
+    package func reset(_ page: PageIndex) {
+        _ = update(page) { entry in
+            precondition(entry.phase == .zero || entry.phase == .dram || entry.phase == .ssd, "nobody else has it while it is received")
+            let pinned = entry.pinned
+            entry = PageEntry()
+            entry.pinned = pinned
+            return true
+        }
     }
 }

@@ -59,6 +59,7 @@ final class ReclaimThread {
         while !core.stopping.load(ordering: .acquiring) {
             core.reclaimWanted.store(false, ordering: .sequentiallyConsistent)
             noteTime()
+            answerScanOrder()
             if core.holdWanted.load(ordering: .sequentiallyConsistent) {
                 hold()
                 continue
@@ -79,6 +80,7 @@ final class ReclaimThread {
         // What a pipe holds has no other copy.
         detacher.settle(all: true)
         evictions.finishAll(current: eviction)
+        core.scanOrders.finishAll()
     }
 
     /// Puts back what is pending and takes nothing until the wish for it ends.
@@ -87,6 +89,13 @@ final class ReclaimThread {
         core.isHolding.store(true, ordering: .sequentiallyConsistent)
         rest(Self.stallMilliseconds)
         if !core.holdWanted.load(ordering: .sequentiallyConsistent) { core.isHolding.store(false, ordering: .sequentiallyConsistent) }
+    }
+
+    /// Somebody wants to know what was written until now.
+    private func answerScanOrder() {
+        guard let order = core.scanOrders.begin() else { return }
+        lastScan = Clock.nanoseconds()
+        core.scanOrders.finish(order, complete: !core.mapperGone.load(ordering: .relaxed) && scanner.scanAll())
     }
 
     private func pause() -> Int64 {
@@ -145,7 +154,7 @@ final class ReclaimThread {
     private func scanAll() {
         lastScan = Clock.nanoseconds()
         residentAtScan = table.residentPages
-        scanner.scanAll()
+        _ = scanner.scanAll()
     }
 
     /// Stale slots are given back little by little: a page written now is likely to need its slot again soon.

@@ -20,7 +20,10 @@ final class Scanner {
     deinit { unsafe regions.deallocate() }
 
     /// Scans everything that has resident pages; written pages are write-protected again. Chunks without any are left out: scanning holes would make page tables.
-    func scanAll() {
+    /// False when some of it could not be scanned.
+    @discardableResult
+    func scanAll() -> Bool {
+        var complete = true
         let table = core.table
         var chunk: UInt64 = 0
         while chunk < table.chunkCount {
@@ -30,9 +33,10 @@ final class Scanner {
             }
             let start = chunk
             while chunk < table.chunkCount, table.residentPages(inChunk: chunk) > 0 { chunk += 1 }
-            _ = scan(PageRange(start << chunkShift, min(table.pageCount, chunk << chunkShift)))
+            if !scan(PageRange(start << chunkShift, min(table.pageCount, chunk << chunkShift))) { complete = false }
         }
         core.counters.scans.add(1)
+        return complete
     }
 
     /// Scans what encloses `pages` (ascending), chunk by chunk: one call for many pages that lie near each other. False when some of it could not be

@@ -41,11 +41,25 @@ public struct DaemonSettings: Sendable, Equatable {
     /// Memory of all VMs of one user together, root excepted; nil: no limit.
     public var sizeMaxPerUser: UInt64? = 16 << 40
 
+    /// Where other hosts' memdevds connect to move VMs here, as ADDRESS:PORT; nil: no VM comes.
+    public var peerListen: String?
+    /// Hosts that VMs may be moved to and come from.
+    public var peers: [Peer] = []
+    /// Whether VMs may be moved over connections that are not encrypted.
+    public var peerPlaintext = false
+
     public var logLevel = LogLevel.info
     /// What is set for single VMs, by vm-id.
     public var vms: [String: VMSettings] = [:]
 
     public init() {}
+}
+
+/// Another host with a memdevd.
+public struct Peer: Sendable, Equatable {
+    public var name: String
+    /// Numeric, with a port.
+    public var address: String
 }
 
 /// What the configuration says of one VM; nil: the daemon's default.

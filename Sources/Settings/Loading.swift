@@ -98,7 +98,7 @@ extension DaemonSettings {
 
     /// Values that are right one by one and wrong together.
     private func combinationProblems() -> [SettingsProblem] {
-        vms.keys.sorted().flatMap { vm in combinationProblems(of: vm, vms[vm] ?? VMSettings()) } + accessProblems()
+        peerProblems() + vms.keys.sorted().flatMap { vm in combinationProblems(of: vm, vms[vm] ?? VMSettings()) } + accessProblems()
     }
 
     private func accessProblems() -> [SettingsProblem] {
@@ -122,6 +122,13 @@ extension DaemonSettings {
             users[path] = "that of VM '\(vm)'"
         }
         return messages.map { SettingsProblem(place: .combination, message: $0) }
+    }
+
+    private func peerProblems() -> [SettingsProblem] {
+        guard peerListen != nil, !peerPlaintext else { return [] }
+        let message =
+            "peer-listen: connections between hosts cannot be encrypted yet: say peer-plaintext: true if their network is trusted, or leave peer-listen out"
+        return [SettingsProblem(place: .combination, message: message)]
     }
 
     private func combinationProblems(of vm: String, _ target: VMSettings) -> [SettingsProblem] {

@@ -107,6 +107,21 @@ extension SettingKey where Target == DaemonSettings {
         } text: {
             $0.sizeMaxPerUser.map { Size(bytes: $0).exact } ?? "none"
         },
+        SettingKey(name: "peer-listen") { (text, target) throws(ValueError) in
+            target.peerListen = text == "none" ? nil : try PeerValue.address(text)
+        } text: {
+            $0.peerListen ?? "none"
+        },
+        SettingKey(name: "peers") { (text, target) throws(ValueError) in
+            target.peers = text == "none" ? [] : try PeerValue.list(text)
+        } text: {
+            $0.peers.isEmpty ? "none" : $0.peers.map { "\($0.name)=\($0.address)" }.joined(separator: ",")
+        },
+        SettingKey(name: "peer-plaintext") { (text, target) throws(ValueError) in
+            target.peerPlaintext = try SettingValue.boolean(text)
+        } text: {
+            "\($0.peerPlaintext)"
+        },
         SettingKey(name: "log-level") { (text, target) throws(ValueError) in
             target.logLevel = try SettingValue.logLevel(text)
         } text: {

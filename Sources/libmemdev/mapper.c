@@ -217,6 +217,8 @@ static int serve(struct memdev *device, const struct memdev_mapping *mappings, u
         return error;
     }
     atomic_store(&device->phase, PHASE_SERVING);
+    /* Contents from before may still be on their way from another host; whoever touches them waits until all are there. */
+    if (device->restored) return 0;
     error = self_test(device);
     if (error < 0) give_up(device, true);
     return error;

@@ -33,8 +33,8 @@ struct ControlOptions: ParsableArguments {
     private func ask(_ request: ControlRequest, progress: (ControlReply.Progress) -> Void) throws(Failure) -> ControlReply {
         let canRepeat =
             switch request.command {
-            case .version, .list, .stat, .budget, .metrics: true
-            case .evict, .load, .release: false
+            case .version, .list, .stat, .budget, .metrics, .migrations, .receive: true
+            case .evict, .load, .release, .migrate, .migrateFinish, .migrateCommit, .migrateAbort: false
             }
         var left = canRepeat ? Self.questionsMax : 1
         while true {

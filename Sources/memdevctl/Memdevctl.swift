@@ -12,7 +12,8 @@ struct Memdevctl: ParsableCommand {
             \(ExitStatus.help)
             """,
         subcommands: [
-            List.self, Stat.self, Watch.self, SetBudget.self, Evict.self, Load.self, Release.self, Run.self, Doctor.self, Metrics.self, Version.self,
+            List.self, Stat.self, Watch.self, SetBudget.self, Evict.self, Load.self, Release.self, Run.self, Migrate.self, Receive.self, ListMigrations.self,
+            Doctor.self, Metrics.self, Version.self,
         ]
     )
 

@@ -29,7 +29,9 @@ struct ProgressBar {
     /// Title, bar, percentage, amounts and speed in fewer than `columns` columns.
     static func line(_ title: String, _ progress: ControlReply.Progress, seconds: Double, columns: Int, hasBlocks: Bool) -> String {
         let share = progress.total > 0 ? min(1, Double(progress.done) / Double(progress.total)) : 1
-        let speed = seconds > 0.2 ? "  \(Figure.size(Double(progress.done) / seconds))/s" : ""
+        let rate = Double(progress.done) / seconds
+        let left = rate > 0 && progress.done < progress.total ? "  \(Figure.time(Double(progress.total - progress.done) / rate * 1e6)) left" : ""
+        let speed = seconds > 0.2 ? "  \(Figure.size(rate))/s\(seconds > 1 ? left : "")" : ""
         let figures = "\(Int(share * 100)) %  \(Figure.size(progress.done)) of \(Figure.size(progress.total))\(speed)"
         let room = columns - 1 - title.count - figures.count - 6
         guard room >= 10 else { return String("\(title)  \(figures)".prefix(max(0, columns - 1))) }

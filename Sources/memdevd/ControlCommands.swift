@@ -9,6 +9,7 @@ import Settings
 struct ControlCommands: Sendable {
     let registry: DeviceRegistry
     let settings: DaemonSettings
+    let migrations: Migrations
 
     private struct Refused: Error {
         let text: String
@@ -18,7 +19,7 @@ struct ControlCommands: Sendable {
     /// Runs one command; `progress` sends a line to the client and says whether it still listens.
     func run(_ request: ControlRequest, progress: (ControlReply.Progress) -> Bool) -> ControlReply {
         do {
-            return try answer(request, progress)
+            return try MigrationCommands(migrations: migrations).run(request, progress) ?? answer(request, progress)
         } catch {
             return ControlReply(ok: false, error: (error as? Refused)?.text ?? "\(error)")
         }
@@ -42,6 +43,8 @@ struct ControlCommands: Sendable {
             return try evict(request, progress)
         case .load:
             return try load(request, progress)
+        case .migrate, .migrateFinish, .migrateCommit, .migrateAbort, .migrations, .receive:
+            preconditionFailure("answered by MigrationCommands")
         case .release:
             let vm = try name(request)
             if registry.release(vm: vm) { return ControlReply(ok: true) }

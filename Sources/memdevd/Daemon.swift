@@ -29,12 +29,14 @@ final class Daemon: Sendable {
         let logger = logger
         let server = VMMServer(socket: try keeper.socket(KeeperProcess.vmmSocket), registry: registry) { event in Self.log(event, logger) }
         adopt(server, registry)
+        let migrations = Migrations(registry: registry, settings: settings, listener: keeper.peerSocket(), logger: logger)
         let control = ControlServer(
-            socket: try keeper.socket(KeeperProcess.controlSocket), commands: ControlCommands(registry: registry, settings: settings),
-            access: settings.controlAccess, logger: logger)
+            socket: try keeper.socket(KeeperProcess.controlSocket),
+            commands: ControlCommands(registry: registry, settings: settings, migrations: migrations), access: settings.controlAccess, logger: logger)
         do {
             let serving = try [Thread(name: "mdd-accept") { server.run() }] + ownSockets(server)
             let controlling = try Thread(name: "mdd-control") { control.run() }
+            let receiving = try Thread(name: "mdd-peers") { migrations.run() }
             let notify = Notify()
             notify.ready()
             logger.info("memdevd \(MemdevdVersion.current) serves \(settings.vmmSocketPath), swap files in \(settings.stateDirectory)")
@@ -42,8 +44,10 @@ final class Daemon: Sendable {
             notify.stopping("ending")
             server.stop()
             control.stop()
+            migrations.stop()
             for thread in serving { thread.join() }
             controlling.join()
+            receiving.join()
         } catch {
             throw StartFailure("cannot start a thread: \(error)")
         }

@@ -10,6 +10,7 @@ enum KeeperProcess {
     static let controlSocket = "socket/control"
     /// Before the vm-id of a VM that has a socket of its own.
     static let ownSocketPrefix = "socket/vm/"
+    static let peerSocket = "socket/peer"
 
     /// What a server may use at most, and why:
     /// - `systemResource`: each VM has eight pipes of 512 KiB (`ReclaimJournal`), and without it all VMs together get 64 MiB of them before pipes shrink to two pages
@@ -50,6 +51,7 @@ enum KeeperProcess {
             try keeper.hold(directory.vmm.descriptor, key: vmmSocket)
             try keeper.hold(directory.control.descriptor, key: controlSocket)
             for own in directory.own { try keeper.hold(own.socket.descriptor, key: ownSocketPrefix + own.vm) }
+            if let listener = try peerListener(settings) { try keeper.hold(listener.descriptor, key: peerSocket) }
             return keeper.run { event in
                 switch event {
                 case .started: logger.info("\(event)")
@@ -59,6 +61,11 @@ enum KeeperProcess {
         } catch {
             throw StartFailure("cannot run a server: \(error)")
         }
+    }
+
+    private static func peerListener(_ settings: DaemonSettings) throws(Errno) -> StreamSocket? {
+        guard let text = settings.peerListen, let address = NetworkAddress(text, defaultPort: 0) else { return nil }
+        return try StreamSocket.listen(at: address)
     }
 
     private static func ownPath() throws(Errno) -> String {
@@ -114,6 +121,12 @@ struct Inheritance {
     var ownSocketVMs: [String] {
         let prefix = KeeperProcess.ownSocketPrefix
         return sockets.names.filter { $0.hasPrefix(prefix) }.map { String($0.dropFirst(prefix.count)) }
+    }
+
+    /// Where other hosts connect; nil when it is not configured.
+    func peerSocket() -> StreamSocket? {
+        guard let descriptor = sockets.take(KeeperProcess.peerSocket) else { return nil }
+        return StreamSocket(descriptor)
     }
 
     func socket(_ name: String) throws(StartFailure) -> MessageSocket {

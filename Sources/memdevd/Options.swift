@@ -61,6 +61,12 @@ struct Options: ParsableArguments {
     var devicesMaxPerUser: String?
     @Option(help: Options.help("size-max-per-user", "Memory of all VMs of one user but root together, or none.", "size|none"))
     var sizeMaxPerUser: String?
+    @Option(help: Options.help("peer-listen", "Where other hosts' memdevds connect to move VMs here, or none.", "address:port|none"))
+    var peerListen: String?
+    @Option(help: Options.help("peers", "Hosts that VMs may be moved to and come from, or none: NAME=ADDRESS:PORT,….", "list|none"))
+    var peers: String?
+    @Option(help: Options.help("peer-plaintext", "Whether VMs may be moved over connections that are not encrypted: true or false.", "bool"))
+    var peerPlaintext: String?
     @Option(help: Options.help("log-level", "trace, debug, info, notice, warning, error or critical.", "level"))
     var logLevel: String?
     @Option(
@@ -126,6 +132,9 @@ struct Options: ParsableArguments {
         overrides.values["memory-max"] = memoryMax
         overrides.values["devices-max-per-user"] = devicesMaxPerUser
         overrides.values["size-max-per-user"] = sizeMaxPerUser
+        overrides.values["peer-listen"] = peerListen
+        overrides.values["peers"] = peers
+        overrides.values["peer-plaintext"] = peerPlaintext
         overrides.values["log-level"] = logLevel
         overrides.vms = vms
         return overrides

@@ -9,7 +9,8 @@ extension DeviceStatus {
         let table = device.table
         func bytes(_ pages: Int64) -> UInt64 { UInt64(max(0, pages)) << pageShift }
         func bytes(_ pages: UInt64) -> UInt64 { pages << pageShift }
-        let state = device.isRunning ? "running" : entry.attachedPID == nil ? "detached" : "waiting"
+        let state =
+            device.isReceiving ? "receiving" : device.isFenced ? "moved" : device.isRunning ? "running" : entry.attachedPID == nil ? "detached" : "waiting"
         self.init(vm: device.name, state: state, pid: entry.attachedPID ?? 0, size: bytes(device.pageCount), budget: bytes(device.budget))
         resident = bytes(table.residentPages)
         ssd = bytes(table.ssdPages)

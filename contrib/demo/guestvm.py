@@ -124,7 +124,7 @@ def end_process(process, seconds, how=signal.SIGTERM):
 class Daemon:
     """A memdevd of our own, in a workspace."""
 
-    def __init__(self, workspace, binaries, budget, arguments=()):
+    def __init__(self, workspace, binaries, budget, arguments=(), prefix=()):
         self.binaries = binaries
         self.workspace = workspace
         self.run = os.path.join(workspace.run, "run")
@@ -134,7 +134,7 @@ class Daemon:
         os.makedirs(self.state)
         self.control = os.path.join(self.run, "control.sock")
         self.patient = False  # its server is killed now and then
-        command = [binaries.memdevd, "--run-directory", self.run, "--state-directory", self.state, "--default-budget", str(budget), *arguments]
+        command = [*prefix, binaries.memdevd, "--run-directory", self.run, "--state-directory", self.state, "--default-budget", str(budget), *arguments]
         self.process = start_process(command, self.log, signal_at_our_death="TERM")
         try:
             wait_until(lambda: os.path.exists(self.control), 30, "control socket of memdevd", self.check)
@@ -444,7 +444,8 @@ class Machine:
 
         def listening():
             # Trying to connect would use up the one connection that QEMU accepts here; the kernel's list tells as well.
-            with open("/proc/net/unix") as sockets:
+            # Of QEMU's own network namespace, in which another one's sockets are not listed.
+            with contextlib.suppress(OSError), open(f"/proc/{self.process.pid}/net/unix") as sockets:
                 return any(line.rstrip().endswith(" " + path) and line.split()[3] == "00010000" for line in sockets)
 
         wait_until(listening, 60, f"socket of QEMU at {path}", self.check)

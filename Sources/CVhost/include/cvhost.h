@@ -11,6 +11,7 @@
 #include "cvhost_process.h"
 #include "cvhost_ring.h"
 #include "cvhost_secret.h"
+#include "cvhost_stream.h"
 #include "cvhost_userfault.h"
 
 #endif

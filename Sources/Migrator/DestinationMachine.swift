@@ -1,0 +1,170 @@
+/// What the destination of a migration does next. Event in, actions out; no I/O, no clock.
+///
+///      new ─HELLO▶ greeted ─PREPARE▶ preparing ─prepared▶ receiving ─FINISH▶ finishing ─finished▶ ready ─COMMIT▶ committed
+///
+/// Until READY is sent, whatever ends the connection makes the destination forget what has come. From READY on it serves the VM whatever happens to the connection:
+/// its VMM may be running already. Only ABORT, which the source sends when the VM has not left, takes that back.
+package struct DestinationMachine: Equatable, Sendable {
+    package enum State: Equatable, Sendable {
+        case new, greeted
+        case preparing(Message.Prepare)
+        case receiving(Message.Prepare, Message.Grant)
+        case finishing, ready, committed
+        case ended(MigrationFailure)
+    }
+
+    package enum Event: Equatable, Sendable {
+        case received(Message)
+        /// A frame of pages, already checked in form.
+        case pages(PagesHead)
+        case lost(MigrationFailure)
+        case prepared(Message.Grant)
+        /// All that came with the round is where it belongs.
+        case flushed(UInt32, Message.VMMState)
+        case vmm(Message.VMMState)
+        case finished
+        case failed(String)
+    }
+
+    package enum Action: Equatable, Sendable {
+        case send(Message)
+        case prepare(Message.Prepare, from: String)
+        case place(PagesHead)
+        case zeros
+        case flush(round: UInt32)
+        case look
+        /// Check that these are the pages that are here, and serve the VMM that is attached.
+        case finish(Message.Totals)
+        case commit
+        /// Forget what has come.
+        case forget
+        case close
+    }
+
+    package private(set) var state = State.new
+    private let host: String
+    private var source = ""
+
+    package init(host: String) { self.host = host }
+
+    package var isOver: Bool {
+        switch state {
+        case .committed, .ended: true
+        default: false
+        }
+    }
+
+    package mutating func handle(_ event: Event) -> [Action] {
+        switch event {
+        case .received(let message): received(message)
+        case .pages(let head): pages(head)
+        case .lost(let failure): lost(failure)
+        case .prepared(let grant): prepared(grant)
+        case .flushed(let round, let vmm): isReceiving ? [.send(.roundDone(round, vmm))] : []
+        case .vmm(let vmm): isOver ? [] : [.send(.here(vmm))]
+        case .finished: finished()
+        case .failed(let text): state == .ready ? lost(.local(text)) : fail(.local(text), tell: text)
+        }
+    }
+
+    private var isReceiving: Bool {
+        if case .receiving = state { return true }
+        return false
+    }
+
+    private mutating func received(_ message: Message) -> [Action] {
+        switch (state, message) {
+        case (.ended, _), (.committed, _):
+            return []
+        case (.new, .hello(let host)):
+            state = .greeted
+            source = host
+            return [.send(.welcome(host: self.host))]
+        case (.greeted, .prepare(let prepare)):
+            state = .preparing(prepare)
+            return [.prepare(prepare, from: source)]
+        case (.receiving(let prepare, _), .zeros(let ranges)):
+            guard let last = ranges.last, last.end <= prepare.pageCount else { return broken("zeros outside of the VM") }
+            return [.zeros]
+        case (.receiving, .round(let round)):
+            return [.flush(round: round)]
+        case (.receiving(let prepare, let grant), .finish(let totals)):
+            let (sum, overflow) = totals.residentPages.addingReportingOverflow(totals.ssdPages)
+            guard !overflow, sum <= prepare.pageCount, totals.residentPages <= grant.residentPages else { return broken("totals that cannot be") }
+            state = .finishing
+            return [.finish(totals)]
+        case (.ready, .commit):
+            state = .committed
+            return [.send(.committed), .commit, .close]
+        case (_, .abort(let text)):
+            return fail(.aborted(text), tell: nil)
+        case (_, .alive):
+            return [.look]
+        default:
+            return broken("\(message.kind) in state \(name)")
+        }
+    }
+
+    private var name: String {
+        switch state {
+        case .new: "new"
+        case .greeted: "greeted"
+        case .preparing: "preparing"
+        case .receiving: "receiving"
+        case .finishing: "finishing"
+        case .ready: "ready"
+        case .committed: "committed"
+        case .ended: "ended"
+        }
+    }
+
+    private mutating func pages(_ head: PagesHead) -> [Action] {
+        switch state {
+        case .receiving(let prepare, _):
+            guard let last = head.entries.last, last.page < prepare.pageCount else { return broken("pages outside of the VM") }
+            return [.place(head)]
+        case .ended, .committed: return []
+        default: return broken("pages in state \(name)")
+        }
+    }
+
+    private mutating func prepared(_ grant: Message.Grant) -> [Action] {
+        guard case .preparing(let prepare) = state else { return [] }
+        state = .receiving(prepare, grant)
+        return [.send(.prepared(grant))]
+    }
+
+    private mutating func finished() -> [Action] {
+        guard state == .finishing else { return [] }
+        state = .ready
+        return [.send(.ready)]
+    }
+
+    private mutating func lost(_ failure: MigrationFailure) -> [Action] {
+        switch state {
+        case .ended, .committed: return []
+        case .ready:
+            // The VM may be running here.
+            state = .committed
+            return [.commit, .close]
+        default:
+            return fail(failure, tell: nil)
+        }
+    }
+
+    private mutating func broken(_ what: String) -> [Action] {
+        if state == .ready { return lost(.form(what)) }
+        return fail(.form(what), tell: "protocol: \(what)")
+    }
+
+    private mutating func fail(_ failure: MigrationFailure, tell: String?) -> [Action] {
+        switch state {
+        case .ended, .committed: return []
+        case .ready:
+            guard case .aborted = failure else { return [] }
+        default: break
+        }
+        state = .ended(failure)
+        return (tell.map { [.send(.refused($0))] } ?? []) + [.forget, .close]
+    }
+}

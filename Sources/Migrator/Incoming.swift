@@ -1,0 +1,214 @@
+package import Kernel
+package import RemoteRAM
+import Synchronization
+
+/// What the destination's side needs of the daemon around it.
+/// Concurrency: called on the connection's thread.
+package protocol MigrationTarget: Sendable {
+    /// How this host is called.
+    var host: String { get }
+    /// A device that can receive the VM, and the DRAM there is for it; or why not.
+    func prepare(_ prepare: Message.Prepare, from: String, epoch: UInt64) throws(MigrationFailure) -> Arrival
+    func vmm(of vm: String) -> Message.VMMState
+    /// Everything has come: the device begins to serve its VMM, and survives this process from now on.
+    func finish(_ vm: String, _ device: MemoryDevice, epoch: UInt64) throws(MigrationFailure)
+    /// What has come is not wanted.
+    func forget(_ vm: String, _ device: MemoryDevice)
+}
+
+package struct Arrival: Sendable {
+    package var device: MemoryDevice
+    package var grant: Message.Grant
+
+    package init(device: MemoryDevice, grant: Message.Grant) {
+        self.device = device
+        self.grant = grant
+    }
+}
+
+/// Receives one device from another host. `DestinationMachine` decides, this does.
+/// Concurrency: `run` on the connection's thread; `figures` and `cut` from any.
+package final class Incoming: Sendable {
+    private let target: any MigrationTarget
+    private let socket: StreamSocket
+    private let shown = Mutex(MigrationFigures())
+    private let name = Mutex<String?>(nil)
+
+    package init(_ socket: StreamSocket, target: any MigrationTarget) {
+        self.socket = socket
+        self.target = target
+        shown.withLock { $0.began = Clock.nanoseconds() }
+    }
+
+    package var figures: MigrationFigures { shown.withLock { $0 } }
+    /// The vm-id, once it is known.
+    package var vm: String? { name.withLock { $0 } }
+
+    package func run() {
+        do throws(MigrationFailure) {
+            let link = try PeerLink(socket, isSource: false, epoch: 0)
+            let receiver = Receiver(link: link, target: target) { figures, vm in
+                self.shown.withLock { $0 = figures }
+                self.name.withLock { $0 = vm }
+            }
+            receiver.run()
+        } catch {
+            shown.withLock { figures in
+                figures.state = .failed
+                figures.error = error.description
+            }
+        }
+        shown.withLock { $0.ended = Clock.nanoseconds() }
+    }
+
+    package func cut() { socket.shutDown() }
+}
+
+/// The thread's own state.
+private final class Receiver {
+    private let link: PeerLink
+    private let target: any MigrationTarget
+    private let show: (MigrationFigures, String?) -> Void
+    private var machine: DestinationMachine
+    private var figures = MigrationFigures()
+    private var vm: String?
+    private var device: MemoryDevice?
+    private var pages: ReceivedPages?
+    private var grant: UInt64 = 0
+    private var isClosed = false
+    private var zeros: [PageRange] = []
+
+    init(link: PeerLink, target: any MigrationTarget, show: @escaping (MigrationFigures, String?) -> Void) {
+        self.link = link
+        self.target = target
+        self.show = show
+        machine = DestinationMachine(host: target.host)
+        figures.began = Clock.nanoseconds()
+    }
+
+    func run() {
+        while !isClosed { handle(next()) }
+        link.cut()
+        publish()
+    }
+
+    private func next() -> DestinationMachine.Event {
+        do throws(MigrationFailure) {
+            guard let received = try link.receive(pageCount: device?.pageCount ?? 0) else {
+                return .lost(.link("the source has closed the connection", .connectionReset))
+            }
+            switch received {
+            case .message(let message):
+                if case .zeros(let ranges) = message { zeros = ranges }
+                return .received(message)
+            case .pages(let head): return .pages(head)
+            }
+        } catch {
+            if case .form(let what) = error { return .failed("protocol: \(what)") }
+            return .lost(error)
+        }
+    }
+
+    private func handle(_ event: DestinationMachine.Event) {
+        var events = [event]
+        while !events.isEmpty {
+            for action in machine.handle(events.removeFirst()) { if let next = perform(action) { events.append(next) } }
+        }
+        publish()
+    }
+
+    private func perform(_ action: DestinationMachine.Action) -> DestinationMachine.Event? {
+        do throws(MigrationFailure) {
+            switch action {
+            case .send(let message): try link.send(message)
+            case .prepare(let prepare, let from): return try self.prepare(prepare, from: from)
+            case .place(let head): try place(head)
+            case .zeros:
+                for run in zeros { try io { pages throws(Errno) in try pages.zeros(run) } }
+                figures.zeroPages += zeros.reduce(0) { $0 + $1.count }
+            case .flush(let round):
+                figures.round = round
+                try io { pages throws(Errno) in try pages.flush() }
+                return .flushed(round, target.vmm(of: vm ?? ""))
+            case .look: return .vmm(target.vmm(of: vm ?? ""))
+            case .finish(let totals):
+                try finish(totals)
+                return .finished
+            case .commit: figures.confirmed = true
+            case .forget:
+                pages = nil
+                if let vm, let device { target.forget(vm, device) }
+                device = nil
+            case .close: isClosed = true
+            }
+            return nil
+        } catch {
+            if case .link = error { return .lost(error) }
+            return .failed(error.description)
+        }
+    }
+
+    private func io(_ body: (ReceivedPages) throws(Errno) -> Void) throws(MigrationFailure) {
+        guard let pages else { throw .local("nothing is received") }
+        do throws(Errno) { try body(pages) } catch { throw .local("the destination cannot store pages: \(error)") }
+    }
+
+    private func prepare(_ prepare: Message.Prepare, from: String) throws(MigrationFailure) -> DestinationMachine.Event {
+        figures.epoch = link.epoch
+        let arrival = try target.prepare(prepare, from: from, epoch: link.epoch)
+        vm = prepare.vm
+        device = arrival.device
+        grant = arrival.grant.residentPages
+        figures.grantPages = grant
+        figures.pagesTotal = prepare.residentPages + prepare.ssdPages
+        do throws(Errno) { pages = try ReceivedPages(arrival.device) } catch { throw .local("no buffers to receive with: \(error)") }
+        return .prepared(arrival.grant)
+    }
+
+    private func place(_ head: PagesHead) throws(MigrationFailure) {
+        guard let pages, let device else { throw .local("nothing is received") }
+        let buffer = pages.takeBuffer()
+        do throws(MigrationFailure) {
+            try unsafe link.receiveContent(into: UnsafeMutableRawBufferPointer(start: buffer.memory, count: head.contentBytes))
+            if let wrong = pages.firstWrong(head.entries, buffer.index) { throw .form("page \(wrong) has another content than its checksum says") }
+        } catch {
+            pages.giveBack(buffer.index)
+            throw error
+        }
+        switch head.place {
+        case .dram:
+            try io { pages throws(Errno) in try pages.resident(head.entries, buffer.index) }
+            figures.residentPages += UInt64(head.entries.count)
+            guard device.residentPages <= grant else { throw .form("\(device.residentPages) pages for DRAM, \(grant) were granted") }
+        case .ssd:
+            try io { pages throws(Errno) in try pages.cold(head.entries, buffer.index) }
+            figures.ssdPages += UInt64(head.entries.count)
+        }
+    }
+
+    private func finish(_ totals: Message.Totals) throws(MigrationFailure) {
+        guard let device, let vm else { throw .local("nothing is received") }
+        try io { pages throws(Errno) in try pages.flush() }
+        let here = Message.Totals(residentPages: device.residentPages, ssdPages: UInt64(device.table.ssdPages))
+        guard here == totals else {
+            throw .form("\(here.residentPages) + \(here.ssdPages) pages have come, the source says \(totals.residentPages) + \(totals.ssdPages)")
+        }
+        pages = nil
+        try target.finish(vm, device, epoch: link.epoch)
+    }
+
+    private func publish() {
+        switch machine.state {
+        case .new, .greeted, .preparing: figures.state = .starting
+        case .receiving: figures.state = .copying
+        case .finishing: figures.state = .finishing
+        case .ready: figures.state = .ready
+        case .committed: figures.state = .done
+        case .ended(let failure):
+            figures.state = .failed
+            figures.error = failure.description
+        }
+        figures.pagesDone = min(figures.pagesTotal, figures.residentPages + figures.ssdPages)
+        show(figures, vm)
+    }
+}

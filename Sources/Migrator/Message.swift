@@ -1,0 +1,228 @@
+package import RemoteRAM
+
+/// Everything on the peer link but the contents of pages (`PagesHead`).
+package enum Message: Equatable, Sendable {
+    // From the source.
+    case hello(host: String)
+    case prepare(Prepare)
+    /// All zeros from now on; ascending, without overlap.
+    case zeros([PageRange])
+    case round(UInt32)
+    case finish(Totals)
+    case commit
+    case abort(String)
+    case alive
+    // From the destination.
+    case welcome(host: String)
+    case prepared(Grant)
+    case refused(String)
+    case roundDone(UInt32, VMMState)
+    case ready
+    case committed
+    case here(VMMState)
+
+    /// What is to come.
+    package struct Prepare: Equatable, Sendable {
+        package var vm: String
+        package var pageCount: UInt64
+        /// As the source holds them now.
+        package var residentPages: UInt64
+        package var ssdPages: UInt64
+        /// The VM's budget at the source.
+        package var budgetPages: UInt64
+
+        package init(vm: String, pageCount: UInt64, residentPages: UInt64, ssdPages: UInt64, budgetPages: UInt64) {
+            self.vm = vm
+            self.pageCount = pageCount
+            self.residentPages = residentPages
+            self.ssdPages = ssdPages
+            self.budgetPages = budgetPages
+        }
+    }
+
+    /// What the destination has room for.
+    package struct Grant: Equatable, Sendable {
+        /// Pages that may be in its DRAM at a time; the others go to its SSD.
+        package var residentPages: UInt64
+        package var budgetPages: UInt64
+
+        package init(residentPages: UInt64, budgetPages: UInt64) {
+            self.residentPages = residentPages
+            self.budgetPages = budgetPages
+        }
+    }
+
+    /// What the destination must have in the end.
+    package struct Totals: Equatable, Sendable {
+        package var residentPages: UInt64
+        package var ssdPages: UInt64
+
+        package init(residentPages: UInt64, ssdPages: UInt64) {
+            self.residentPages = residentPages
+            self.ssdPages = ssdPages
+        }
+    }
+
+    /// The VMM at the destination.
+    package enum VMMState: Equatable, Sendable {
+        case absent
+        case attached
+        /// It waits for the device state at this address (QEMU's syntax).
+        case listening(String)
+    }
+
+    static let payloadBytesMax = 64 << 10
+    package static let rangesMax = 4000
+    package static let textBytesMax = 1024
+    static let nameBytesMax = 255
+    /// 16 TiB with room to spare; what is really possible says the destination.
+    static let pagesMax: UInt64 = 1 << 40
+
+    package var kind: Frame.Kind {
+        switch self {
+        case .hello: .hello
+        case .prepare: .prepare
+        case .zeros: .zeros
+        case .round: .round
+        case .finish: .finish
+        case .commit: .commit
+        case .abort: .abort
+        case .alive: .alive
+        case .welcome: .welcome
+        case .prepared: .prepared
+        case .refused: .refused
+        case .roundDone: .roundDone
+        case .ready: .ready
+        case .committed: .committed
+        case .here: .here
+        }
+    }
+
+    package var payload: [UInt8] {
+        var writer = FieldWriter()
+        switch self {
+        case .hello(let host), .welcome(let host):
+            // Features: none yet.
+            writer.u64(0)
+            writer.text(host, bytesMax: Self.nameBytesMax)
+        case .prepare(let prepare):
+            for value in [prepare.pageCount, prepare.residentPages, prepare.ssdPages, prepare.budgetPages] { writer.u64(value) }
+            writer.text(prepare.vm, bytesMax: Self.nameBytesMax)
+        case .zeros(let ranges):
+            writer.u32(UInt32(ranges.count))
+            writer.u32(0)
+            for range in ranges {
+                writer.u64(range.start)
+                writer.u64(range.count)
+            }
+        case .round(let round):
+            writer.u32(round)
+            writer.u32(0)
+        case .finish(let totals):
+            writer.u64(totals.residentPages)
+            writer.u64(totals.ssdPages)
+        case .prepared(let grant):
+            writer.u64(grant.residentPages)
+            writer.u64(grant.budgetPages)
+        case .abort(let text), .refused(let text):
+            writer.text(text, bytesMax: Self.textBytesMax)
+        case .roundDone(let round, let vmm):
+            writer.u32(round)
+            Self.write(vmm, &writer)
+        case .here(let vmm):
+            Self.write(vmm, &writer)
+        case .commit, .alive, .ready, .committed:
+            break
+        }
+        return writer.bytes
+    }
+
+    package init(_ kind: Frame.Kind, payload: [UInt8]) throws(MigrationFailure) {
+        var reader = FieldReader(payload)
+        switch kind {
+        case .hello: self = .hello(host: try Self.host(&reader))
+        case .welcome: self = .welcome(host: try Self.host(&reader))
+        case .prepare: self = .prepare(try Self.prepare(&reader))
+        case .zeros: self = .zeros(try Self.ranges(&reader))
+        case .round:
+            self = .round(try reader.u32())
+            try reader.reserved()
+        case .finish: self = .finish(Totals(residentPages: try reader.u64(), ssdPages: try reader.u64()))
+        case .prepared: self = .prepared(Grant(residentPages: try reader.u64(), budgetPages: try reader.u64()))
+        case .abort: self = .abort(try reader.text(bytesMax: Self.textBytesMax))
+        case .refused: self = .refused(try reader.text(bytesMax: Self.textBytesMax))
+        case .roundDone: self = .roundDone(try reader.u32(), try Self.vmm(&reader))
+        case .here: self = .here(try Self.vmm(&reader))
+        case .commit: self = .commit
+        case .alive: self = .alive
+        case .ready: self = .ready
+        case .committed: self = .committed
+        case .pages: throw .form("pages are no message")
+        }
+        try reader.end()
+    }
+
+    private static func host(_ reader: inout FieldReader) throws(MigrationFailure) -> String {
+        let features = try reader.u64()
+        guard features == 0 else { throw .form("features 0x\(String(features, radix: 16)), which this memdevd does not know") }
+        return try reader.text(bytesMax: nameBytesMax)
+    }
+
+    private static func prepare(_ reader: inout FieldReader) throws(MigrationFailure) -> Prepare {
+        let pageCount = try reader.u64()
+        let prepare = Prepare(
+            vm: "", pageCount: pageCount, residentPages: try reader.u64(), ssdPages: try reader.u64(), budgetPages: try reader.u64())
+        guard pageCount > 0, pageCount <= pagesMax else { throw .form("a VM of \(pageCount) pages") }
+        guard prepare.residentPages <= pageCount, prepare.ssdPages <= pageCount - prepare.residentPages, prepare.budgetPages <= pageCount else {
+            throw .form("more pages than the VM has")
+        }
+        let vm = try reader.text(bytesMax: nameBytesMax)
+        guard isVMIdentifier(vm) else { throw .form("'\(vm)' is no vm-id") }
+        return Prepare(
+            vm: vm, pageCount: pageCount, residentPages: prepare.residentPages, ssdPages: prepare.ssdPages, budgetPages: prepare.budgetPages)
+    }
+
+    /// It names files.
+    private static func isVMIdentifier(_ text: String) -> Bool {
+        guard (1...64).contains(text.utf8.count), let first = text.utf8.first else { return false }
+        func isAlphanumeric(_ byte: UInt8) -> Bool { (48...57).contains(byte) || (65...90).contains(byte) || (97...122).contains(byte) }
+        return isAlphanumeric(first) && text.utf8.allSatisfy { isAlphanumeric($0) || [46, 95, 45].contains($0) }
+    }
+
+    private static func ranges(_ reader: inout FieldReader) throws(MigrationFailure) -> [PageRange] {
+        let count = Int(try reader.u32())
+        try reader.reserved()
+        guard count >= 1, count <= rangesMax else { throw .form("\(count) ranges of zeros, 1 to \(rangesMax) are possible") }
+        var ranges: [PageRange] = []
+        ranges.reserveCapacity(count)
+        var last: UInt64 = 0
+        for _ in 0..<count {
+            let start = try reader.u64()
+            let (end, overflow) = start.addingReportingOverflow(try reader.u64())
+            guard !overflow, start < end, start >= last, end <= pagesMax else { throw .form("ranges of zeros that are empty, overlap or are too large") }
+            ranges.append(PageRange(start, end))
+            last = end
+        }
+        return ranges
+    }
+
+    private static func write(_ vmm: VMMState, _ writer: inout FieldWriter) {
+        switch vmm {
+        case .absent: writer.u32(1)
+        case .attached: writer.u32(2)
+        case .listening: writer.u32(3)
+        }
+        if case .listening(let address) = vmm { writer.text(address, bytesMax: nameBytesMax) } else { writer.text("", bytesMax: 0) }
+    }
+
+    private static func vmm(_ reader: inout FieldReader) throws(MigrationFailure) -> VMMState {
+        let code = try reader.u32()
+        let address = try reader.text(bytesMax: nameBytesMax)
+        switch code {
+        case 1 where address.isEmpty: return .absent
+        case 2 where address.isEmpty: return .attached
+        case 3 where !address.isEmpty: return .listening(address)
+        default: throw .form("VMM state \(code) with '\(address)'")
+        }
+    }
+}

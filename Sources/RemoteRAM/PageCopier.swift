@@ -1,0 +1,144 @@
+import Glibc
+package import Kernel
+
+/// Copies the pages of a running device for another host, without changing anything here: nothing is paged in or out for it.
+///
+/// A copy may be older than the page when it is taken; the dirty log then has the page, or gets it by the next scan. While a page could still be the target of
+/// an I/O of the VMM (rule R4: its last report is younger than the grace time), a copy would be provisional, so it is not taken before the last pass.
+/// Concurrency: belongs to the migration thread.
+package final class PageCopier {
+    package let pageCount: UInt64
+    package let table: PageTable
+    private let core: DeviceCore
+    private let quietUnits: Int64
+    private var judgement: Stamp
+
+    /// What a copy of one page came to.
+    package enum Copy: Equatable, Sendable {
+        /// Its content is in the buffer. `fromSSD`: it came from its slot and has been checked.
+        case content(checksum: UInt32, heat: UInt8, fromSSD: Bool)
+        case zero
+        /// It was on its way somewhere: the page is in the dirty log again.
+        case busy
+    }
+
+    package enum Failure: Error, Equatable, CustomStringConvertible {
+        case unreadable(PageIndex, Errno)
+        case poisoned(PageIndex)
+        case stopped
+
+        package var description: String {
+            switch self {
+            case .unreadable(let page, let error): "page \(page) cannot be read: \(error)"
+            case .poisoned(let page): "page \(page) is lost (poisoned), so the VM cannot be moved whole"
+            case .stopped: "the VMM has ended"
+            }
+        }
+    }
+
+    /// Where a page is, for making runs.
+    package enum Place: Sendable, Equatable { case zero, dram, ssd, busy, poisoned }
+
+    /// nil when no VMM is served.
+    package init?(_ device: MemoryDevice) {
+        guard let core = device.runningCore else { return nil }
+        self.core = core
+        table = core.table
+        pageCount = device.pageCount
+        quietUnits = core.quietUnits
+        judgement = core.quiet.stamp()
+    }
+
+    package var log: DirtyLog { table.dirtyLog }
+
+    package var isStopped: Bool { core.stopping.load(ordering: .acquiring) || core.mapperGone.load(ordering: .acquiring) }
+
+    /// Everything that was written until now is in the dirty log afterwards, and what is quiet is judged as of now. Waits for the reclaim thread.
+    package func scan() throws(Failure) {
+        guard core.scanOrders.scan(core) else { throw .stopped }
+        core.waitForDiscards()
+        judgement = core.quiet.stamp()
+    }
+
+    /// While the VMM stands still and has no I/O in flight (rule R13), nothing is paged out; what was on its way out is back when this returns.
+    package func setHolding(_ hold: Bool) {
+        core.isDrained.store(hold, ordering: .sequentiallyConsistent)
+        core.holdWanted.store(hold, ordering: .sequentiallyConsistent)
+        core.reclaimWork.signal()
+        while hold, !core.isHolding.load(ordering: .sequentiallyConsistent), !isStopped { Clock.sleep(microseconds: 200) }
+    }
+
+    @inline(__always)
+    package func place(of page: PageIndex) -> Place {
+        switch table[page].phase {
+        case .zero: .zero
+        case .dram: .dram
+        case .ssd: .ssd
+        case .filling, .detaching, .peer: .busy
+        case .poisoned: .poisoned
+        }
+    }
+
+    /// Whether a copy taken now is final as long as nobody reports the page written again.
+    @inline(__always)
+    package func isQuiet(_ page: PageIndex) -> Bool { quietUnits == 0 || judgement.units(since: table[page].stamp) >= quietUnits }
+
+    /// Copies a run that was in DRAM.
+    package func copyResident(_ run: PageRange, into buffer: UnsafeMutableRawPointer, _ results: inout [Copy]) throws(Failure) {
+        results.removeAll(keepingCapacity: true)
+        let departures = table.departures
+        var isResident = [Bool](repeating: false, count: Int(run.count))
+        for page in run.start..<run.end { isResident[Int(page - run.start)] = table[page].phase == .dram }
+        do throws(Errno) {
+            let got = try unsafe core.memfd.read(into: UnsafeMutableRawBufferPointer(start: buffer, count: Int(run.bytes)), at: run.offset)
+            guard got == Int(run.bytes) else { throw .io }
+        } catch {
+            throw .unreadable(run.start, error)
+        }
+        let nothingLeft = table.departures == departures
+        for page in run.start..<run.end {
+            let at = unsafe buffer + Int((page - run.start) << pageShift)
+            let entry = table[page]
+            guard isResident[Int(page - run.start)], entry.phase == .dram else {
+                results.append(again(page))
+                continue
+            }
+            if unsafe PageContent.isZero(at) {
+                // A hole reads as zeros, too: only if no page has been taken away meanwhile these are the page's own.
+                results.append(nothingLeft ? .zero : again(page))
+            } else {
+                results.append(.content(checksum: unsafe PageContent.checksum(at, index: page), heat: entry.heat, fromSSD: false))
+            }
+        }
+    }
+
+    /// Copies a run that was on the SSD, from its slots. The buffer is page-aligned.
+    package func copySlots(_ run: PageRange, into buffer: UnsafeMutableRawPointer, _ results: inout [Copy]) throws(Failure) {
+        results.removeAll(keepingCapacity: true)
+        var before: [PageEntry] = []
+        for page in run.start..<run.end { before.append(table[page]) }
+        do throws(Errno) {
+            if let injected = core.settings.injectDiskResult?(.read, run), injected < 0 { throw Errno(-injected) }
+            let got = try unsafe core.swap.descriptor.read(into: UnsafeMutableRawBufferPointer(start: buffer, count: Int(run.bytes)), at: run.offset)
+            guard got == Int(run.bytes) else { throw .io }
+        } catch {
+            throw .unreadable(run.start, error)
+        }
+        for page in run.start..<run.end {
+            let at = unsafe buffer + Int((page - run.start) << pageShift)
+            let old = before[Int(page - run.start)]
+            let entry = table[page]
+            guard old.phase == .ssd, entry.phase == .ssd, entry.checksum == old.checksum else {
+                results.append(again(page))
+                continue
+            }
+            guard unsafe core.openSlot(page, entry, at: at) else { throw .unreadable(page, .io) }
+            results.append(.content(checksum: entry.checksum, heat: entry.heat, fromSSD: true))
+        }
+    }
+
+    private func again(_ page: PageIndex) -> Copy {
+        log.set(page)
+        return .busy
+    }
+}

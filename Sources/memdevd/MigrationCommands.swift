@@ -1,0 +1,70 @@
+import ControlAPI
+import Kernel
+import Migrator
+
+/// What an operator asks about migrations on the control socket. Specified in docs/control.md.
+/// Concurrency: any thread; a command runs on its connection's thread.
+struct MigrationCommands {
+    let migrations: Migrations
+
+    private static let progressMilliseconds: UInt32 = 20
+    private static let progressEvery = 5
+    private static let downtimeMillisecondsDefault = 50
+
+    /// nil: the command is about something else.
+    func run(_ request: ControlRequest, _ progress: (ControlReply.Progress) -> Bool) throws -> ControlReply? {
+        switch request.command {
+        case .migrations:
+            return ControlReply(ok: true, migrations: migrations.all)
+        case .migrate:
+            return try migrate(request, progress)
+        case .migrateFinish:
+            return try order(.finish, request, until: [.ready])
+        case .migrateCommit:
+            return try order(.commit, request, until: [.done])
+        case .migrateAbort:
+            return try order(.abort("the operator wished so"), request, until: [.failed])
+        case .receive:
+            try migrations.listen(vm: try vm(request), at: request.address)
+            return ControlReply(ok: true)
+        case .version, .list, .stat, .budget, .evict, .load, .release, .metrics:
+            return nil
+        }
+    }
+
+    private func vm(_ request: ControlRequest) throws -> String {
+        guard let vm = request.vm else { throw Migrations.Refused("'\(request.command.rawValue)' needs a vm") }
+        if let problem = VMIdentifier.problem(with: vm) { throw Migrations.Refused(problem) }
+        return vm
+    }
+
+    /// Answered when the VMM should be paused. A client that goes away before that ends the migration.
+    private func migrate(_ request: ControlRequest, _ progress: (ControlReply.Progress) -> Bool) throws -> ControlReply {
+        let vm = try vm(request)
+        guard let host = request.host else { throw Migrations.Refused("'migrate' needs a host") }
+        let downtime = request.downtimeMilliseconds ?? Self.downtimeMillisecondsDefault
+        guard (1...3_600_000).contains(downtime) else { throw Migrations.Refused("a downtime of \(downtime) ms is not possible") }
+        try migrations.begin(vm: vm, to: host, bytesPerSecondMax: request.bytes ?? 0, downtimeMilliseconds: downtime)
+        var turns = 0
+        while true {
+            Clock.sleep(milliseconds: Self.progressMilliseconds)
+            let figures = try migrations.figures(of: vm)
+            switch figures.state {
+            case .waiting: return ControlReply(ok: true, migrations: migrations.status(vm: vm).map { [$0] })
+            case .failed: throw Migrations.Refused("VM \(vm) stays here: \(figures.error ?? "the migration has failed")")
+            default: break
+            }
+            turns += 1
+            if turns % Self.progressEvery == 0, !progress(.init(done: figures.pagesDone << 12, total: figures.pagesTotal << 12)) {
+                _ = try? migrations.order(.abort("memdevctl has gone"), vm: vm, until: [.failed])
+                throw Migrations.Refused("nobody listens")
+            }
+        }
+    }
+
+    private func order(_ order: SourceMachine.Order, _ request: ControlRequest, until states: [MigrationFigures.State]) throws -> ControlReply {
+        let vm = try vm(request)
+        _ = try migrations.order(order, vm: vm, until: states)
+        return ControlReply(ok: true, migrations: migrations.status(vm: vm).map { [$0] })
+    }
+}

@@ -1,0 +1,344 @@
+import ControlAPI
+import Glibc
+import Kernel
+import Logging
+import MemDeviceServer
+import Migrator
+import RemoteRAM
+import Settings
+import Synchronization
+
+/// Every migration of this host, from here and to here, running and past.
+/// Concurrency: any thread.
+final class Migrations: Sendable {
+    /// A migration that runs or has run.
+    private struct Job: Sendable {
+        var vm: String
+        var peer: String
+        var side: Side
+        enum Side: Sendable {
+            case out(Outgoing)
+            case `in`(Incoming)
+        }
+        var figures: MigrationFigures {
+            switch side {
+            case .out(let outgoing): outgoing.figures
+            case .in(let incoming): incoming.figures
+            }
+        }
+        var isOver: Bool { figures.state == .done || figures.state == .failed }
+    }
+
+    private struct State {
+        var jobs: [Job] = []
+        /// The last epoch that was seen of each vm-id: an older one is a ghost.
+        var epochs: [String: UInt64] = [:]
+        /// Where VMMs wait for their device state.
+        var listening: [String: (pid: Int32, address: String)] = [:]
+        var isEnding = false
+    }
+
+    private let state = Mutex(State())
+    private let registry: DeviceRegistry
+    private let settings: DaemonSettings
+    private let logger: Logger
+    private let listener: StreamSocket?
+    let host: String
+
+    private static let jobsMax = 64
+    private static let epochsMax = 4096
+    private static let incomingMax = 16
+    private static let connectMilliseconds: Int32 = 5000
+    /// Left free on the disk of the swap files.
+    private static let diskReserveBytes: UInt64 = 64 << 20
+
+    struct Refused: Error, CustomStringConvertible {
+        let description: String
+        init(_ text: String) { description = text }
+    }
+
+    init(registry: DeviceRegistry, settings: DaemonSettings, listener: StreamSocket?, logger: Logger) {
+        self.registry = registry
+        self.settings = settings
+        self.listener = listener
+        self.logger = logger
+        var name = [CChar](repeating: 0, count: 256)
+        let isKnown = unsafe gethostname(&name, 255) == 0
+        host = isKnown ? String(decoding: name.prefix { $0 != 0 }.map { UInt8(bitPattern: $0) }, as: UTF8.self) : "unknown"
+    }
+
+    // MARK: From here
+
+    /// Begins to move a VM; `order` and `status` go on from there.
+    func begin(vm: String, to name: String, bytesPerSecondMax: UInt64, downtimeMilliseconds: Int) throws {
+        guard let peer = settings.peers.first(where: { $0.name == name || $0.address == name }) else {
+            let known = settings.peers.map(\.name)
+            let near = NearestName.of(name, in: known).map { "; did you mean \($0)?" } ?? ""
+            throw Refused("'\(name)' is none of the peers (\(known.isEmpty ? "none are configured" : known.joined(separator: ", ")))\(near)")
+        }
+        guard settings.peerPlaintext else {
+            throw Refused(
+                "connections between hosts cannot be encrypted yet: say peer-plaintext: true in the configuration of both hosts if their network is trusted")
+        }
+        guard let address = NetworkAddress(peer.address, defaultPort: 0) else { throw Refused("'\(peer.address)' is no address") }
+        guard let entry = registry[vm], entry.device.isRunning else { throw Refused("VM \(vm) has no running VMM here") }
+        var options = Outgoing.Options()
+        options.bytesPerSecondMax = bytesPerSecondMax
+        options.downtimeMilliseconds = downtimeMilliseconds
+        options.host = host
+        let outgoing: Outgoing? = try state.withLock { state in
+            guard !state.isEnding else { throw Refused("memdevd is ending") }
+            if state.jobs.contains(where: { $0.vm == vm && !$0.isOver }) { throw Refused("VM \(vm) is being migrated already; see 'memdevctl migrations'") }
+            let epoch = max((state.epochs[vm] ?? 0) + 1, Self.now())
+            state.epochs[vm] = epoch
+            let outgoing = try Outgoing(device: entry.device, epoch: epoch, options: options)
+            Self.add(Job(vm: vm, peer: peer.name, side: .out(outgoing)), &state)
+            return outgoing
+        }
+        guard let outgoing else { return }
+        logger.notice("migration to \(peer.name) (\(address)) begins, epoch \(outgoing.figures.epoch)", metadata: ["vm": "\(vm)"])
+        let logger = logger
+        _ = try Thread(name: "mdd-migrate") {
+            outgoing.run { () throws(MigrationFailure) in try Self.connect(address) }
+            let figures = outgoing.figures
+            let text =
+                figures.state == .done ? "the VM is at \(peer.name) now\(figures.confirmed ? "" : ", which has not confirmed it")" : figures.error ?? "failed"
+            logger.notice("migration to \(peer.name) has ended: \(text)", metadata: ["vm": "\(vm)"])
+        }
+    }
+
+    /// Larger than every one that was given before, on this host and, if clocks are not far apart, on others.
+    private static func now() -> UInt64 {
+        var time = timespec()
+        unsafe clock_gettime(CLOCK_REALTIME, &time)
+        return UInt64(time.tv_sec) * 1_000_000_000 + UInt64(time.tv_nsec)
+    }
+
+    private static func connect(_ address: NetworkAddress) throws(MigrationFailure) -> StreamSocket {
+        do throws(Errno) {
+            let socket = try StreamSocket.connect(to: address, milliseconds: connectMilliseconds)
+            try socket.configure(deadMilliseconds: PeerLink.silenceMilliseconds)
+            return socket
+        } catch {
+            throw .link("connecting to the memdevd at \(address)", error)
+        }
+    }
+
+    private static func add(_ job: Job, _ state: inout State) {
+        state.jobs.append(job)
+        while state.jobs.count > jobsMax, let oldest = state.jobs.firstIndex(where: \.isOver) { state.jobs.remove(at: oldest) }
+    }
+
+    /// The migration of a VM from here that was begun last.
+    private func outgoing(_ vm: String) throws -> Outgoing {
+        let found = state.withLock { state in
+            state.jobs.last { job in
+                if case .out = job.side { return job.vm == vm }
+                return false
+            }
+        }
+        guard case .out(let outgoing)? = found?.side else { throw Refused("VM \(vm) is not being migrated from here") }
+        return outgoing
+    }
+
+    func figures(of vm: String) throws -> MigrationFigures { try outgoing(vm).figures }
+
+    /// Gives an order and waits until one of `states` is reached; throws why it is not.
+    func order(_ order: SourceMachine.Order, vm: String, until states: [MigrationFigures.State]) throws -> MigrationFigures {
+        let outgoing = try outgoing(vm)
+        _ = outgoing.takeRefusal()
+        let isOver = [.done, .failed].contains(outgoing.figures.state)
+        if isOver { throw Refused("the migration of VM \(vm) is over: \(outgoing.figures.error ?? "done")") }
+        outgoing.order(order)
+        while true {
+            if let refusal = outgoing.takeRefusal() { throw Refused("VM \(vm): \(refusal)") }
+            let figures = outgoing.figures
+            if states.contains(figures.state) { return figures }
+            if figures.state == .failed || figures.state == .done {
+                throw Refused("VM \(vm) is \(figures.state == .done ? "at the destination" : "here as before"): \(figures.error ?? "")")
+            }
+            Clock.sleep(microseconds: 200)
+        }
+    }
+
+    func status(vm: String) -> MigrationStatus? { all.last { $0.vm == vm && $0.direction == .out } }
+
+    var all: [MigrationStatus] {
+        state.withLock { $0.jobs }.compactMap { job in
+            switch job.side {
+            case .out(let outgoing): MigrationStatus(job.vm, .out, job.peer, outgoing.figures)
+            case .in(let incoming): incoming.vm.map { MigrationStatus($0, .in, job.peer, incoming.figures) }
+            }
+        }
+    }
+
+    // MARK: To here
+
+    /// The VMM of `vm` waits for its device state at `address`; nil: not any more.
+    func listen(vm: String, at address: String?) throws {
+        guard let address else { return state.withLock { _ = $0.listening.removeValue(forKey: vm) } }
+        guard let pid = registry[vm]?.attachedPID else {
+            throw Refused("no VMM of \(vm) is attached here: start it first, waiting for a migration (QEMU: -incoming defer)")
+        }
+        guard !address.isEmpty, address.utf8.count <= 255 else { throw Refused("an address has 1 to 255 bytes") }
+        state.withLock { $0.listening[vm] = (pid, address) }
+    }
+
+    /// Accepts other hosts until `stop`.
+    func run() {
+        guard let listener else { return }
+        while !state.withLock({ $0.isEnding }) {
+            do throws(Errno) {
+                let (socket, from) = try listener.accept()
+                try serve(socket, from)
+            } catch {
+                if state.withLock({ $0.isEnding }) { return }
+                logger.warning("peer socket: \(error)")
+                Clock.sleep(milliseconds: 100)
+            }
+        }
+    }
+
+    private func serve(_ socket: StreamSocket, _ from: NetworkAddress) throws(Errno) {
+        guard let peer = settings.peers.first(where: { NetworkAddress($0.address, defaultPort: 0)?.isSameHost(as: from) == true }) else {
+            return logger.warning("refused a connection from \(from), which is none of the peers")
+        }
+        try socket.configure(deadMilliseconds: PeerLink.silenceMilliseconds)
+        let incoming = Incoming(socket, target: FromPeer(migrations: self, peer: peer.name))
+        let isAdmitted = state.withLock { state in
+            let running = state.jobs.count { job in
+                if case .in = job.side { return !job.isOver }
+                return false
+            }
+            guard running < Self.incomingMax, !state.isEnding else { return false }
+            Self.add(Job(vm: "", peer: peer.name, side: .in(incoming)), &state)
+            return true
+        }
+        guard isAdmitted else { return logger.warning("refused a connection of \(peer.name): \(Self.incomingMax) migrations come in already") }
+        let logger = logger
+        _ = try Thread(name: "mdd-receive") {
+            incoming.run()
+            let figures = incoming.figures
+            let text = figures.state == .done ? "the VM is here now" : "nothing has come: \(figures.error ?? "")"
+            logger.notice("migration from \(peer.name) has ended: \(text)", metadata: ["vm": "\(incoming.vm ?? "")"])
+        }
+    }
+
+    func stop() {
+        let jobs = state.withLock { state in
+            state.isEnding = true
+            return state.jobs
+        }
+        listener?.shutDown()
+        for job in jobs where !job.isOver {
+            switch job.side {
+            case .out(let outgoing): outgoing.order(.abort("memdevd is ending"))
+            case .in(let incoming): incoming.cut()
+            }
+        }
+    }
+}
+
+/// The destination's side of one connection.
+private struct FromPeer: MigrationTarget {
+    let migrations: Migrations
+    /// Its name here; what it says of itself does not count.
+    let peer: String
+    var host: String { migrations.host }
+
+    func prepare(_ prepare: Message.Prepare, from: String, epoch: UInt64) throws(MigrationFailure) -> Arrival {
+        try migrations.prepare(prepare, from: peer, epoch: epoch)
+    }
+    func vmm(of vm: String) -> Message.VMMState { migrations.vmm(of: vm) }
+    func finish(_ vm: String, _ device: MemoryDevice, epoch: UInt64) throws(MigrationFailure) { try migrations.finish(vm, device, epoch: epoch) }
+    func forget(_ vm: String, _ device: MemoryDevice) { migrations.forget(vm, device) }
+}
+
+extension Migrations {
+    fileprivate func prepare(_ prepare: Message.Prepare, from: String, epoch: UInt64) throws(MigrationFailure) -> Arrival {
+        let vm = prepare.vm
+        let last = state.withLock { $0.epochs[vm] ?? 0 }
+        guard epoch > last else {
+            throw .local("epoch \(epoch) of VM \(vm) is not after \(last), which was here before: an old migration, or the clock of \(from) is behind")
+        }
+        try checkDisk(prepare)
+        let device: MemoryDevice
+        do throws(Refusal) {
+            device = try registry.beginReceiving(vm: vm, bytes: prepare.pageCount << pageShift)
+        } catch {
+            throw .local(error.text)
+        }
+        state.withLock { state in
+            if state.epochs.count < Self.epochsMax || state.epochs[vm] != nil { state.epochs[vm] = epoch }
+        }
+        let grant = Message.Grant(residentPages: room(for: device), budgetPages: device.budget)
+        do throws(MigrationFailure) {
+            try checkDisk(prepare, granted: grant.residentPages)
+        } catch {
+            registry.forgetReceived(vm: vm, device)
+            throw error
+        }
+        logger.notice(
+            "migration from \(from) begins: \(Size(bytes: prepare.residentPages << pageShift)) in DRAM there, \(Size(bytes: prepare.ssdPages << pageShift)) on its SSD; up to \(Size(bytes: grant.residentPages << pageShift)) go into DRAM here",
+            metadata: ["vm": "\(vm)"])
+        return Arrival(device: device, grant: grant)
+    }
+
+    /// Pages that may come into DRAM: as many as reclaim would leave there.
+    private func room(for device: MemoryDevice) -> UInt64 {
+        let budget = UInt64(max(0, RemoteRAM.Budget(pages: device.budget, of: device.pageCount).low))
+        guard let available = HostMemory.availableBytes() else { return budget }
+        return min(budget, (available - min(available, HostMemory.reserveBytes)) >> pageShift)
+    }
+
+    private func checkDisk(_ prepare: Message.Prepare, granted: UInt64? = nil) throws(MigrationFailure) {
+        var system = statvfs()
+        guard unsafe statvfs(settings.stateDirectory, &system) == 0 else {
+            throw .local("cannot look at the disk of \(settings.stateDirectory): \(Errno(errno))")
+        }
+        let free = UInt64(system.f_bavail) * UInt64(system.f_frsize)
+        let pages = prepare.residentPages + prepare.ssdPages
+        // The budget is not known before there is a device; what is on the SSD there goes onto the SSD here in any case.
+        let toDisk = granted.map { max(prepare.ssdPages, pages - min(pages, $0)) } ?? prepare.ssdPages
+        guard toDisk << pageShift + Self.diskReserveBytes <= free else {
+            throw .local(
+                "no room for VM \(prepare.vm): \(Size(bytes: toDisk << pageShift)) would go onto the SSD, \(settings.stateDirectory) has \(Size(bytes: free)) free\(granted.map { "; DRAM takes \(Size(bytes: $0 << pageShift))" } ?? "")"
+            )
+        }
+    }
+
+    fileprivate func vmm(of vm: String) -> Message.VMMState {
+        guard let entry = registry[vm], let pid = entry.attachedPID, entry.device.suspendedMapper != nil || entry.device.isRunning else { return .absent }
+        let address = state.withLock { state in state.listening[vm].flatMap { $0.pid == pid ? $0.address : nil } }
+        return address.map { .listening($0) } ?? .attached
+    }
+
+    fileprivate func finish(_ vm: String, _ device: MemoryDevice, epoch: UInt64) throws(MigrationFailure) {
+        do throws(Refusal) { try registry.finishReceiving(vm: vm, device) } catch { throw .local(error.text) }
+    }
+
+    fileprivate func forget(_ vm: String, _ device: MemoryDevice) { registry.forgetReceived(vm: vm, device) }
+}
+
+extension MigrationStatus {
+    init(_ vm: String, _ direction: Direction, _ peer: String, _ figures: MigrationFigures) {
+        func bytes(_ pages: UInt64) -> UInt64 { pages << pageShift }
+        let end = figures.ended == 0 ? Clock.nanoseconds() : figures.ended
+        var address: String?
+        let vmm: String
+        switch figures.vmm {
+        case .absent: vmm = "absent"
+        case .attached: vmm = "attached"
+        case .listening(let at):
+            vmm = "listening"
+            address = at
+        }
+        self.init(
+            vm: vm, direction: direction, peer: peer, state: figures.state.rawValue, epoch: figures.epoch, round: figures.round,
+            done: bytes(figures.pagesDone), total: bytes(figures.pagesTotal), toDRAM: bytes(figures.residentPages), toSSD: bytes(figures.ssdPages),
+            zero: bytes(figures.zeroPages), onWire: figures.bytesOnWire, bytesPerSecond: UInt64(figures.bytesPerSecond), left: bytes(figures.pagesLeft),
+            downtimeEstimate: figures.downtimeEstimate, isFlat: figures.isFlat, lastPass: Double(figures.lastPassNanoseconds) / 1e6,
+            lastPassBytes: bytes(figures.lastPassPages), granted: bytes(figures.grantPages), duration: Double(end - figures.began) / 1e6, vmm: vmm,
+            listensAt: address, confirmed: figures.confirmed, error: figures.error)
+    }
+}

@@ -1,0 +1,174 @@
+import Glibc
+import Kernel
+import RemoteRAM
+import Synchronization
+import TestSupport
+
+@testable import Migrator
+
+/// A guest that writes all the time, its host, and another host to move it to: everything of a migration but the VMM.
+final class Move: @unchecked Sendable {
+    let directory = TemporaryDirectory()
+    let other = TemporaryDirectory()
+    let source: MemoryDevice
+    let guest: Guest
+    let writer: Writer
+    let target: Target
+    let outgoing: Outgoing
+    let link: (source: StreamSocket, destination: StreamSocket)
+    private var threads: [Thread] = []
+    /// What the source's disk cannot do, but for the guest's own faults.
+    let diskFails = DiskFlag()
+
+    static let pages: UInt64 = 4096
+
+    /// `room`: DRAM at the destination, in pages.
+    init(seed: SeededGenerator, budget: UInt64 = pages, room: UInt64 = pages, noDMA: Bool = true, grace: Int64 = 300, fill: UInt64 = 3000) throws {
+        let disk = diskFails
+        source = try Guest.device(pages: Self.pages, budget: budget, name: "moved", directory: directory) {
+            $0.graceMilliseconds = grace
+            // Read-ahead and faults try again; a migration does not.
+            $0.injectDiskResult = { operation, pages in operation == .read && disk.value && pages.count > 1 ? -EIO : nil }
+        }
+        guest = try Guest(source, noDMA: noDMA)
+        writer = Writer(guest, PageRange(0, fill), seed)
+        target = try Target(room: room, directory: other, noDMA: noDMA)
+        var options = Outgoing.Options()
+        options.host = "here"
+        outgoing = try Outgoing(device: source, epoch: 7, options: options)
+        let pair = try StreamSocket.pair()
+        link = (pair.0, pair.1)
+    }
+
+    func start() throws {
+        let incoming = Incoming(link.destination, target: target)
+        let outgoing = outgoing
+        let socket = link.source
+        threads.append(try Thread(name: "incoming") { incoming.run() })
+        threads.append(try Thread(name: "outgoing") { outgoing.run { () throws(MigrationFailure) in socket } })
+    }
+
+    func wait(for state: MigrationFigures.State, within milliseconds: Int64 = 30_000) -> Bool {
+        eventually(within: milliseconds) { [.done, .failed, state].contains(outgoing.figures.state) } && outgoing.figures.state == state
+    }
+
+    func join() {
+        for thread in threads { thread.join() }
+        threads = []
+    }
+}
+
+/// Writes pages in random order, and knows what must be in each.
+final class Writer: @unchecked Sendable {
+    let guest: Guest
+    let range: PageRange
+    private var expected: [UInt64]
+    private var thread: Thread?
+    private let stopping = Atomic<Bool>(false)
+    private let seed: SeededGenerator
+    let writes = Atomic<UInt64>(0)
+
+    init(_ guest: Guest, _ range: PageRange, _ seed: SeededGenerator) {
+        self.guest = guest
+        self.range = range
+        self.seed = seed
+        expected = [UInt64](repeating: 0, count: Int(range.count))
+    }
+
+    private static func word(_ page: PageIndex, _ value: UInt64) -> UInt64 { value == 0 ? 0 : Guest.pattern(page, 3, seed: value) }
+
+    private func write(_ page: PageIndex, _ value: UInt64) {
+        expected[Int(page - range.start)] = value
+        guest[page, 0] = Self.word(page, value)
+        guest[page, 511] = Self.word(page, value)
+    }
+
+    /// Every page but each 16th.
+    func fill() { for page in range.start..<range.end where page % 16 != 0 { write(page, 1) } }
+
+    func start() throws {
+        stopping.store(false, ordering: .releasing)
+        thread = try Thread(name: "writer") { [self] in
+            var random = seed
+            var value: UInt64 = 2
+            while !stopping.load(ordering: .acquiring) {
+                // Most of the time in an eighth of the memory.
+                let page = range.start + random.below(random.below(8) == 0 ? range.count : range.count / 8)
+                // Sometimes it becomes zeros.
+                write(page, random.below(32) == 0 ? 0 : value)
+                value += 1
+                writes.add(1)
+                if value % 64 == 0 { usleep(200) }
+            }
+        }
+    }
+
+    /// The VMM stands still.
+    func stop() {
+        stopping.store(true, ordering: .releasing)
+        thread?.join()
+        thread = nil
+    }
+
+    /// The first page in which a guest does not find what was written last.
+    func firstWrong(in guest: Guest) -> PageIndex? {
+        (range.start..<range.end).first { page in
+            let word = Self.word(page, expected[Int(page - range.start)])
+            return guest[page, 0] != word || guest[page, 511] != word || guest[page, 100] != 0
+        }
+    }
+}
+
+/// The other host.
+final class Target: MigrationTarget {
+    let host = "there"
+    let device: MemoryDevice
+    let guest: Guest
+    let grant: UInt64
+    let refusal = Mutex<String?>(nil)
+    let finishFailure = Mutex<String?>(nil)
+    let isForgotten = Atomic<Bool>(false)
+    let isFinished = Atomic<Bool>(false)
+    let diskFails: DiskFlag
+
+    var hasFinished: Bool { isFinished.load(ordering: .acquiring) }
+    var hasForgotten: Bool { isForgotten.load(ordering: .acquiring) }
+
+    init(room: UInt64, directory: TemporaryDirectory, noDMA: Bool) throws {
+        let disk = DiskFlag()
+        diskFails = disk
+        device = try Guest.device(pages: Move.pages, budget: room, name: "moved", directory: directory) {
+            $0.graceMilliseconds = 300
+            $0.injectDiskResult = { operation, _ in operation == .write && disk.value ? -ENOSPC : nil }
+        }
+        try device.beginReceiving()
+        // Its VMM is there and waits.
+        guest = try Guest(device, noDMA: noDMA)
+        grant = room
+    }
+
+    func prepare(_ prepare: Message.Prepare, from: String, epoch: UInt64) throws(MigrationFailure) -> Arrival {
+        if let text = refusal.withLock({ $0 }) { throw .local(text) }
+        return Arrival(device: device, grant: Message.Grant(residentPages: grant, budgetPages: device.budget))
+    }
+
+    func vmm(of vm: String) -> Message.VMMState { .listening("somewhere") }
+
+    func finish(_ vm: String, _ device: MemoryDevice, epoch: UInt64) throws(MigrationFailure) {
+        if let text = finishFailure.withLock({ $0 }) { throw .local(text) }
+        do throws(MemoryDevice.Failure) { try device.finishReceiving() } catch { throw .local("\(error)") }
+        isFinished.store(true, ordering: .releasing)
+    }
+
+    func forget(_ vm: String, _ device: MemoryDevice) {
+        try? device.abandonReceiving()
+        isForgotten.store(true, ordering: .releasing)
+    }
+}
+
+/// Whether a disk fails just now.
+final class DiskFlag: Sendable {
+    private let flag = Atomic<Bool>(false)
+    func set(_ value: Bool) { flag.store(value, ordering: .sequentiallyConsistent) }
+    var value: Bool { flag.load(ordering: .sequentiallyConsistent) }
+}

@@ -1,0 +1,126 @@
+import Kernel
+import RemoteRAM
+import TestSupport
+import Testing
+
+@testable import Migrator
+
+/// Real devices, real threads, a stream between them; the guest writes all the time.
+@Suite(.serialized, .enabled(if: Machine.hasUserfaultfd, Comment(rawValue: Machine.noUserfaultfd))) struct MoveTests {
+    /// Source budget and destination room, in pages.
+    @Test(
+        "A guest that writes all the time finds every byte at the other host",
+        arguments: [(Move.pages, Move.pages), (Move.pages, 1500), (1500, Move.pages), (1200, 1100)] as [(UInt64, UInt64)])
+    func moves(budget: UInt64, room: UInt64) throws {
+        let move = try Move(seed: SeededGenerator(for: "moves"), budget: budget, room: room)
+        move.writer.fill()
+        try move.writer.start()
+        try move.start()
+        #expect(move.wait(for: .waiting))
+        let residentBefore = move.target.device.residentPages
+        #expect(residentBefore <= room)
+        // It goes on writing while it waits.
+        let writes = move.writer.writes.value
+        #expect(eventually { move.writer.writes.value > writes + 1000 })
+        move.writer.stop()
+        move.outgoing.order(.finish)
+        #expect(move.wait(for: .ready), "\(move.outgoing.figures)")
+        #expect(move.target.hasFinished)
+        #expect(move.target.device.counters.pagesInDemand.value == 0 && move.target.device.counters.pagesOut.value == 0)
+        move.outgoing.order(.commit)
+        #expect(move.wait(for: .done))
+        move.join()
+        #expect(move.source.isFenced)
+        #expect(move.writer.firstWrong(in: move.target.guest) == nil)
+        #expect(move.target.device.table.poisonedPages == 0)
+        #expect(move.target.device.counters.checksumErrors.value == 0)
+        let figures = move.outgoing.figures
+        #expect(figures.confirmed && figures.residentPages > 0)
+        if room < 2000 { #expect(figures.ssdPages > 0) }
+        move.target.guest.stop()
+        move.source.stop()
+    }
+
+    @Test("Pages that came straight onto the SSD are found when the VM moves on") func movesOn() throws {
+        let move = try Move(seed: SeededGenerator(for: "movesOn"), room: 1024)
+        move.writer.fill()
+        try move.start()
+        #expect(move.wait(for: .waiting))
+        move.outgoing.order(.finish)
+        #expect(move.wait(for: .ready))
+        move.outgoing.order(.commit)
+        #expect(move.wait(for: .done))
+        move.join()
+        let middle = move.target.device
+        let cold = (0..<Move.pages).filter { middle.table[$0].phase == .ssd }
+        #expect(cold.count > 1000 && cold.allSatisfy { middle.table.wasTouched(chunk: $0 >> chunkShift) })
+        move.source.stop()
+        // Nobody has touched anything there when it leaves again.
+        let last = try Target(room: Move.pages, directory: TemporaryDirectory(), noDMA: true)
+        let onward = try Outgoing(device: middle, epoch: 8, options: Outgoing.Options())
+        let pair = try StreamSocket.pair()
+        let incoming = Incoming(pair.1, target: last)
+        let threads = [
+            try Thread(name: "incoming") { incoming.run() }, try Thread(name: "outgoing") { onward.run { () throws(MigrationFailure) in pair.0 } },
+        ]
+        #expect(eventually(within: 30_000) { onward.figures.state == .waiting })
+        onward.order(.finish)
+        #expect(eventually(within: 30_000) { onward.figures.state == .ready })
+        onward.order(.commit)
+        for thread in threads { thread.join() }
+        #expect(move.writer.firstWrong(in: last.guest) == nil)
+        last.guest.stop()
+        middle.stop()
+    }
+
+    /// What goes wrong, and where.
+    enum Trouble: CaseIterable {
+        case abortWhileCopying, abortWhileWaiting, abortWhenReady, cutWhileWaiting, cutFinishing, refused, cannotFinish, sourceDiskFails, destinationDiskFails
+    }
+
+    @Test("Whatever goes wrong before the commit leaves the VM whole where it was", arguments: Trouble.allCases) func stays(trouble: Trouble) throws {
+        let move = try Move(seed: SeededGenerator(for: "stays"), budget: 2000, room: 1500)
+        move.writer.fill()
+        try move.writer.start()
+        switch trouble {
+        case .refused: move.target.refusal.withLock { $0 = "no room" }
+        case .cannotFinish: move.target.finishFailure.withLock { $0 = "no VMM" }
+        case .sourceDiskFails: move.diskFails.set(true)
+        case .destinationDiskFails: move.target.diskFails.set(true)
+        default: break
+        }
+        try move.start()
+        if trouble == .abortWhileCopying { move.outgoing.order(.abort("test")) }
+        if [.abortWhileWaiting, .abortWhenReady, .cutWhileWaiting, .cutFinishing, .cannotFinish].contains(trouble) {
+            #expect(move.wait(for: .waiting), "\(move.outgoing.figures)")
+        }
+        switch trouble {
+        case .abortWhileWaiting: move.outgoing.order(.abort("test"))
+        case .cutWhileWaiting: move.link.destination.shutDown()
+        case .abortWhenReady, .cutFinishing, .cannotFinish:
+            move.writer.stop()
+            if trouble == .cutFinishing { move.link.destination.shutDown() }
+            move.outgoing.order(.finish)
+            if trouble == .abortWhenReady {
+                #expect(move.wait(for: .ready))
+                move.outgoing.order(.abort("test"))
+            }
+        default: break
+        }
+        #expect(move.wait(for: .failed), "\(move.outgoing.figures)")
+        move.join()
+        #expect(move.target.hasForgotten == (trouble != .refused))
+        move.diskFails.set(false)
+        // It goes on here, pages and all.
+        move.writer.stop()
+        try move.writer.start()
+        let writes = move.writer.writes.value
+        #expect(eventually { move.writer.writes.value > writes + 100 })
+        move.writer.stop()
+        #expect(!move.source.isFenced && move.source.isRunning)
+        #expect(move.writer.firstWrong(in: move.guest) == nil)
+        #expect(move.source.table.poisonedPages == 0)
+        move.guest.stop()
+        move.target.guest.stop()
+    }
+}
