@@ -476,6 +476,8 @@ private final class Sender {
 
     private func flush(_ batch: inout Batch) throws(MigrationFailure) {
         if batch.entries.isEmpty { return }
+        // Pages that have become zero have made room that this batch may need: the destination must hear of them first.
+        if batch.place == .dram { try flushZeros() }
         // Ascending is what the frame promises, and passes go upwards.
         let head = PagesHead(place: batch.place, entries: batch.entries)
         batch.entries.removeAll(keepingCapacity: true)
