@@ -77,12 +77,15 @@ package final class ReceivedPages {
         for page in pages { table.receive(page.page, as: .dram, heat: page.heat, checksum: 0, stamp: stamp) }
     }
 
-    /// The contents in the buffer belong onto the SSD. They are there after `flush`.
+    /// The contents in the buffer belong onto the SSD. They are there after `flush`. The buffer is given back whatever happens.
     package func cold(_ pages: [MovedPage], _ index: Int) throws(Errno) {
         let runs = Self.runs(of: pages)
         // The same slot twice at a time: which one would win?
         while writing.contains(where: { busy in busy.runs.contains { old in runs.contains { $0.pages.overlaps(old) } } }) { reap() }
-        if let failure { throw failure }
+        if let failure {
+            free.append(index)
+            throw failure
+        }
         let buffer = unsafe ring.buffer(index)
         if let seals = device.seals { for (place, page) in pages.enumerated() { unsafe seals.seal(page.page, at: buffer + place * pageBytes) } }
         writing[index] = Writing(runs: runs.map(\.pages), left: runs.count)

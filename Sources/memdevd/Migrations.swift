@@ -286,7 +286,7 @@ extension Migrations {
 
     /// Pages that may come into DRAM: as many as reclaim would leave there.
     private func room(for device: MemoryDevice) -> UInt64 {
-        let budget = UInt64(max(0, RemoteRAM.Budget(pages: device.budget, of: device.pageCount).low))
+        let budget = UInt64(max(0, RemoteRAM.Budget(pages: device.budget, of: device.pageCount, withDMA: true).low))
         guard let available = HostMemory.availableBytes() else { return budget }
         return min(budget, (available - min(available, HostMemory.reserveBytes)) >> pageShift)
     }

@@ -144,7 +144,7 @@ final class Target: MigrationTarget {
         try device.beginReceiving()
         // Its VMM is there and waits.
         guest = try Guest(device, noDMA: noDMA)
-        grant = room
+        grant = UInt64(Budget(pages: room, of: Move.pages, withDMA: !noDMA).low)
     }
 
     func prepare(_ prepare: Message.Prepare, from: String, epoch: UInt64) throws(MigrationFailure) -> Arrival {

@@ -90,7 +90,11 @@ import Testing
         default: break
         }
         try move.start()
-        if trouble == .abortWhileCopying { move.outgoing.order(.abort("test")) }
+        if trouble == .abortWhileCopying {
+            // Before, there is nothing to forget.
+            #expect(eventually { move.outgoing.figures.state != .starting })
+            move.outgoing.order(.abort("test"))
+        }
         if [.abortWhileWaiting, .abortWhenReady, .cutWhileWaiting, .cutFinishing, .cannotFinish].contains(trouble) {
             #expect(move.wait(for: .waiting), "\(move.outgoing.figures)")
         }
