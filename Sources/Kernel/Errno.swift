@@ -29,6 +29,7 @@ package struct Errno: Error, Equatable, Hashable, Sendable, CustomStringConverti
     package static let shutDown = Errno(ESHUTDOWN)
     package static let tooManyReferences = Errno(ETOOMANYREFS)
     package static let tooManyUsers = Errno(EUSERS)
+    package static let tooManyFiles = Errno(EMFILE)
 
     /// The disk says that this place cannot be read or written; anything else may pass.
     package var isOfMedium: Bool { [EIO, ENODATA, EILSEQ, EBADMSG, EREMOTEIO].contains(code) }

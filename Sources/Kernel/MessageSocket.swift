@@ -149,7 +149,7 @@ package struct MessageSocket: ~Copyable, Sendable {
     }
 
     /// Receives exactly `count` bytes, adding the descriptors that came with them to `descriptors`. False at an end of stream before the first
-    /// byte; `EPROTO` at an end in the middle, `ETOOMANYREFS` when more than `descriptorsMax` descriptors came;
+    /// byte; `EPROTO` at an end in the middle, `ETOOMANYREFS` when more than `descriptorsMax` descriptors came; `EMFILE` when this process has no place for them;
     /// `EAGAIN` when nothing came for too long, `ETIME` when it took too long altogether. Wraps `recvmsg(2)`.
     package borrowing func receive(
         _ count: Int, into bytes: inout [UInt8], descriptors: inout DescriptorList, patience: Patience? = nil
@@ -166,7 +166,9 @@ package struct MessageSocket: ~Copyable, Sendable {
                     descriptor.number, buffer.baseAddress! + done, UInt64(count - done), &numbers, &received, &truncated, 0)
             }
             for number in numbers.prefix(Int(received)) { descriptors.append(Descriptor(owning: number)) }
-            if truncated != 0 || descriptors.count > Self.descriptorsMax { throw .tooManyReferences }
+            if descriptors.count > Self.descriptorsMax || (truncated != 0 && received == UInt32(Self.descriptorsMax)) { throw .tooManyReferences }
+            // The kernel had no place for one that would have been taken.
+            if truncated != 0 { throw .tooManyFiles }
             if n == -Int64(Errno.again.code) { throw tooLate }
             if try check(n) == 0 {
                 if done == 0 { return false }

@@ -112,6 +112,9 @@ package final class Session {
         case .again: lastWords = Refusal(errno: .timedOut, text: "nothing came for \(limits.idleMilliseconds) ms before START", closes: true)
         case .timedOut:
             lastWords = Refusal(errno: .timedOut, text: "START has not come within \(limits.handshakeMilliseconds) ms of the connection", closes: true)
+        case .tooManyFiles:
+            lastWords = Refusal(
+                errno: .tooManyFiles, text: "memdevd has no descriptor left for those of this message; raise LimitNOFILE of memdevd (ulimit -n)", closes: true)
         case .tooManyReferences: lastWords = .form("more than \(MessageSocket.descriptorsMax) descriptors with one message")
         default: break
         }

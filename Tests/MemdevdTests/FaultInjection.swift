@@ -35,7 +35,8 @@ final class RunningVM: @unchecked Sendable {
         try #require(client.negotiate())
         let attached = try #require(client.attach(vm: name, bytes: pages << pageShift))
         if let refusal = attached.refusal { throw Refused(text: refusal.text) }
-        try #require(client.setMapper { $0.flags = noDMA ? 2 : 0 }?.value == 0)
+        let mapped = try #require(client.setMapper { $0.flags = noDMA ? 2 : 0 })
+        if let refusal = mapped.refusal { throw Refused(text: refusal.text) }
         let started = try #require(client.call(.start))
         if let refusal = started.refusal { throw Refused(text: refusal.text) }
     }
