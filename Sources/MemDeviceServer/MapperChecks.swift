@@ -56,7 +56,13 @@ package enum MapperChecks {
         guard (try? descriptor.linkTarget()) == "anon_inode:[userfaultfd]" else {
             throw .meaning(.bad, "the first descriptor of SET_MAPPER is no userfaultfd")
         }
-        guard let features = features(inFdinfo: (try? descriptor.information()) ?? "") else {
+        let information: String
+        do throws(Errno) {
+            information = try descriptor.information()
+        } catch {
+            throw error.isOfDescriptors ? .noDescriptor : .meaning(error, "the userfaultfd cannot be looked at: \(error)")
+        }
+        guard let features = features(inFdinfo: information) else {
             throw .meaning(.bad, "the userfaultfd has not been opened with UFFDIO_API")
         }
         // The fault thread reads until nothing is left: a read that waits would never see that its VMM has gone.

@@ -26,5 +26,8 @@ package struct Refusal: Error, Equatable, CustomStringConvertible {
     /// The daemon hands its VMs back and takes no new ones.
     package static let ending = meaning(.shutDown, "memdevd is ending; start the VM again when memdevd is back")
 
+    /// This process has as many files open as it may.
+    package static let noDescriptor = meaning(.tooManyFiles, "memdevd has no descriptor left; raise LimitNOFILE of memdevd (ulimit -n)")
+
     package var description: String { text }
 }
