@@ -258,7 +258,7 @@ package final class MemoryDevice: Sendable {
             if let left {
                 journal = left
             } else {
-                journal = try ReclaimJournal()
+                journal = try ReclaimJournal(vault: settings.vault)
                 journal.noteTime(quiet.nanoseconds)
                 try journal.hold(settings.vault, prefix: key("journal"))
             }
