@@ -104,6 +104,7 @@ static const struct call calls[] = {
 	CALL(write, "log, events"),
 	CALL(futex, "locks"),
 	CALL(splice, "pages into pipes (detach)"),
+	CALL(tee, "pages of a pipe, again (detach)"),
 	CALL(fallocate, "pages out of a memfd, blocks of swap files"),
 	CALL(signalfd4, "signals"),
 	CALL(clock_nanosleep, "pauses"),
