@@ -41,7 +41,7 @@ import Testing
         let entries = CallFilter.entries
         #expect(entries.count > 80)
         #expect(entries.allSatisfy { !$0.reason.isEmpty && $0.number >= 0 })
-        #expect(entries.filter(\.isNetwork).count == 7)
+        #expect(entries.filter(\.isNetwork).count == 8)
     }
 
     @Test("Behind Landlock only the files that were named are there") func files() throws {
