@@ -156,6 +156,8 @@ static const struct call calls[] = {
 	CALL_IF(mmap, 2, LACKS, PROT_EXEC, "memory, but none to be executed"),
 	CALL_IF(mprotect, 2, LACKS, PROT_EXEC, "memory of new threads"),
 	CALL(munmap, "memory"),
+	CALL(mlock, "keys of encrypted VMs, where the kernel has no secret memory"),
+	CALL(mlock2, "the same, by a newer C library"),
 	CALL(mremap, "memory of the allocator"),
 	CALL(madvise, "memory given back"),
 	CALL(brk, "memory of the allocator"),
