@@ -92,7 +92,7 @@ package final class KeeperClient: DescriptorVault {
                 answer = try receive(&received)
             } catch {
                 // The record has come, the descriptors found no room.
-                if error != .tooManyReferences { throw error }
+                if error != .tooManyFiles { throw error }
                 status = EMFILE
                 return
             }
