@@ -82,6 +82,9 @@ install: build
 	install -D -m 644 $(RELEASE)/libmemdev.so $(DESTDIR)$(LIBDIR)/libmemdev.so
 	install -D -m 644 Sources/libmemdev/include/memdev.h $(DESTDIR)$(PREFIX)/include/memdev.h
 	install -D -m 644 contrib/systemd/memdevd.service $(DESTDIR)$(PREFIX)/lib/systemd/system/memdevd.service
+	install -D -m 644 contrib/systemd/memdevd.socket $(DESTDIR)$(PREFIX)/lib/systemd/system/memdevd.socket
+	install -D -m 644 contrib/systemd/sysusers.conf $(DESTDIR)$(PREFIX)/lib/sysusers.d/memdevd.conf
+	install -D -m 644 contrib/systemd/tmpfiles.conf $(DESTDIR)$(PREFIX)/lib/tmpfiles.d/memdevd.conf
 	install -D -m 644 contrib/memdevd.yaml $(DESTDIR)/etc/memdevd/memdevd.yaml
 	for page in contrib/man/*; do install -D -m 644 $$page $(DESTDIR)$(PREFIX)/share/man/man$${page##*.}/$${page##*/}; done
 	install -d $(DESTDIR)$(PREFIX)/share/bash-completion/completions $(DESTDIR)$(PREFIX)/share/zsh/vendor-completions $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d

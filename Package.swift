@@ -52,7 +52,7 @@ let package = Package(
 
         // What the engine's tests share, and a VMM of its own process for those that kill it.
         .target(name: "TestSupport", dependencies: ["MemDeviceServer"], path: "Tests/TestSupport", swiftSettings: swift),
-        .executableTarget(name: "test-vmm", dependencies: ["Keeper", "TestSupport"], path: "Tests/TestVMM", swiftSettings: swift),
+        .executableTarget(name: "test-vmm", dependencies: ["CVhost", "Keeper", "TestSupport"], path: "Tests/TestVMM", swiftSettings: swift),
         .testTarget(name: "KernelTests", dependencies: ["Kernel", "TestSupport", "test-vmm"], swiftSettings: swift),
         .testTarget(name: "RemoteRAMTests", dependencies: ["RemoteRAM", "TestSupport", "test-vmm"], swiftSettings: swift),
         .testTarget(name: "MemDeviceServerTests", dependencies: ["MemDeviceServer", "TestSupport", "test-vmm"], swiftSettings: swift),

@@ -18,6 +18,12 @@ int cvhost_socket(void)
 	return fd < 0 ? -errno : fd;
 }
 
+int cvhost_datagram_socket(void)
+{
+	int fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+	return fd < 0 ? -errno : fd;
+}
+
 int cvhost_socketpair(int fds[2])
 {
 	return socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds) < 0 ? -errno : 0;
@@ -71,6 +77,20 @@ int cvhost_accept(int fd)
 {
 	int connection = accept4(fd, NULL, NULL, SOCK_CLOEXEC);
 	return connection < 0 ? -errno : connection;
+}
+
+int cvhost_socket_path(int fd, char path[108])
+{
+	struct sockaddr_un address;
+	socklen_t length = sizeof(address);
+	memset(&address, 0, sizeof(address));
+	if (getsockname(fd, (struct sockaddr *)&address, &length) < 0)
+		return -errno;
+	if (address.sun_family != AF_UNIX)
+		return -EAFNOSUPPORT;
+	memcpy(path, address.sun_path, 107);
+	path[107] = 0;
+	return 0;
 }
 
 int cvhost_shutdown(int fd)

@@ -2,13 +2,49 @@
 #include "include/cvhost_privilege.h"
 
 #include <errno.h>
+#include <grp.h>
+#include <sched.h>
 #include <sys/capability.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
+#include <unistd.h>
 
-const int32_t cvhost_cap_sys_resource = CAP_SYS_RESOURCE, cvhost_cap_sys_nice = CAP_SYS_NICE, cvhost_cap_ipc_lock = CAP_IPC_LOCK,
-	      cvhost_cap_dac_override = CAP_DAC_OVERRIDE;
+const int32_t cvhost_cap_sys_resource = CAP_SYS_RESOURCE, cvhost_cap_setuid = CAP_SETUID, cvhost_cap_setgid = CAP_SETGID,
+	      cvhost_cap_setpcap = CAP_SETPCAP, cvhost_cap_kill = CAP_KILL, cvhost_cap_dac_read_search = CAP_DAC_READ_SEARCH,
+	      cvhost_cap_sys_nice = CAP_SYS_NICE, cvhost_cap_ipc_lock = CAP_IPC_LOCK;
+
+int cvhost_become(uint32_t uid, uint32_t gid)
+{
+	// The right to lock memory may have to stay; the capabilities that shall not are given up next. Ends with the next exec.
+	if (prctl(PR_SET_KEEPCAPS, 1, 0, 0, 0) < 0)
+		return -errno;
+	if (setgroups(0, NULL) < 0 || setresgid(gid, gid, gid) < 0 || setresuid(uid, uid, uid) < 0)
+		return -errno;
+	uid_t uids[3];
+	gid_t gids[3];
+	if (getresuid(&uids[0], &uids[1], &uids[2]) < 0 || getresgid(&gids[0], &gids[1], &gids[2]) < 0)
+		return -errno;
+	for (int i = 0; i < 3; i++)
+		if (uids[i] != uid || gids[i] != gid)
+			return -EPERM;
+	return getgroups(0, NULL) == 0 ? 0 : -EPERM;
+}
+
+int cvhost_act_as(uint32_t uid, uint32_t gid)
+{
+	// The group first on the way down, last on the way back: only root may change it.
+	if (geteuid() == 0 && setegid(gid) < 0)
+		return -errno;
+	if (seteuid(uid) < 0)
+		return -errno;
+	return geteuid() == 0 && setegid(gid) < 0 ? -errno : 0;
+}
+
+int cvhost_leave_network(void)
+{
+	return unshare(CLONE_NEWNET) < 0 ? -errno : 0;
+}
 
 static int cvhost_is_kept(int capability, const int32_t *keep, int32_t count)
 {
@@ -78,6 +114,12 @@ int cvhost_lift_nice_limit(void)
 {
 	struct rlimit any = { 40, 40 };
 	return setrlimit(RLIMIT_NICE, &any) < 0 ? -errno : 0;
+}
+
+int cvhost_lift_process_limit(void)
+{
+	struct rlimit all = { RLIM_INFINITY, RLIM_INFINITY };
+	return setrlimit(RLIMIT_NPROC, &all) < 0 ? -errno : 0;
 }
 
 int cvhost_may_lock_memory(void)

@@ -152,6 +152,7 @@ int cvhost_signal_fd(void)
 	sigaddset(&set, SIGINT);
 	sigaddset(&set, SIGHUP);
 	sigaddset(&set, SIGUSR1);
+	sigaddset(&set, SIGUSR2);
 	int error = pthread_sigmask(SIG_BLOCK, &set, NULL);
 	if (error)
 		return -error;

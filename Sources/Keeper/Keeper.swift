@@ -9,6 +9,9 @@ package enum KeeperEvent: Sendable, CustomStringConvertible {
     case silent(pid: Int32)
     case cannotStart(Errno)
     case misbehaved(pid: Int32)
+    /// The service manager does not hold what it should any more.
+    case storeFailed(Errno)
+    case noStore
 
     package var description: String {
         switch self {
@@ -17,6 +20,8 @@ package enum KeeperEvent: Sendable, CustomStringConvertible {
         case .silent(let pid): "server \(pid) has been silent too long: killing it"
         case .cannotStart(let error): "cannot start a server: \(error)"
         case .misbehaved(let pid): "server \(pid) sends what is no record: killing it"
+        case .storeFailed(let error): "the service manager takes no descriptors (\(error)): what is served from here on is lost when the keeper dies"
+        case .noStore: "SIGUSR2: there is no service manager that holds descriptors: going on as before"
         }
     }
 }
@@ -31,6 +36,8 @@ package struct Keeper: ~Copyable {
         /// Program and arguments (the first is the program's name) of the server.
         package var executable: String
         package var arguments: [String]
+        /// More for its environment, as NAME=value.
+        package var environment: [String] = []
         /// A server that says nothing for so long is killed; nil: never.
         package var silenceMilliseconds: Int64? = 10_000
         /// Most descriptors held; fewer where the limit of open files is lower.
@@ -54,6 +61,11 @@ package struct Keeper: ~Copyable {
     private var order: [[UInt8]] = []
     /// What the server has asked for and did not have room for yet; nil stands for the end.
     private var unsent: ArraySlice<[UInt8]?> = []
+    /// Copies with the service manager, of what servers have left here; nil: there is none.
+    private var store: ServiceStore?
+    private var storeFailure: Errno?
+    /// SIGUSR2: another keeper shall go on, with what the service manager holds.
+    private var isLeaving = false
     private var deathsInARow = 0
     /// How often it was asked to end. The server decides; one that was killed over it has not, so the next one is asked again.
     private var endings = 0
@@ -62,6 +74,8 @@ package struct Keeper: ~Copyable {
     /// What is held from the beginning: without more there is nothing to lose.
     private var heldFirst = 0
 
+    /// 1 MiB: what /proc/sys/fs/pipe-max-size is, normally.
+    private static let pipePagesMax: UInt32 = 256
     /// Open files that it needs for itself: to start another server above all.
     private static let spareDescriptors = 64
     private static let quickDeathNanoseconds: Int64 = 500_000_000
@@ -70,10 +84,11 @@ package struct Keeper: ~Copyable {
     private static let pauseMillisecondsMax: Int64 = 5_000
 
     /// Blocks the signals it takes in this thread. Before any other thread exists.
-    package init(options: Options) throws(Errno) {
+    package init(options: Options, store: consuming ServiceStore? = nil) throws(Errno) {
         let limit = try check(cvhost_raise_descriptor_limit())
         let signals = try check(cvhost_signal_fd())
         self.options = options
+        self.store = store
         self.heldMax = max(0, min(options.heldMax, Int(limit) - Self.spareDescriptors))
         self.signals = Descriptor(owning: signals)
     }
@@ -86,12 +101,29 @@ package struct Keeper: ~Copyable {
         heldFirst = held.count
     }
 
+    /// Goes on from what the service manager held for a keeper that has died: `name` is the store's. To be called in the order of their numbers.
+    package mutating func restore(_ name: String, _ descriptor: consuming Descriptor) {
+        guard let (number, key) = ServiceStore.parts(of: name) else { return }
+        put(Array(key.utf8), descriptor)
+        tellStore { store throws(Errno) in try store.know(name, number: number, key: Array(key.utf8)) }
+    }
+
+    /// After a failure the copies are not all there; they are not added to any more.
+    private mutating func tellStore(_ body: (inout ServiceStore) throws(Errno) -> Void) {
+        guard store != nil, storeFailure == nil else { return }
+        do throws(Errno) { try body(&store!) } catch { storeFailure = error }
+    }
+
     private mutating func put(_ key: [UInt8], _ descriptor: consuming Descriptor) {
         if let old = held.updateValue(descriptor.release(), forKey: key) { _ = close(old) } else { order.append(key) }
     }
 
     private mutating func release(_ prefix: [UInt8]) {
-        for key in order where key.starts(with: prefix) { _ = close(held.removeValue(forKey: key)!) }
+        // Newest first: what is there last when a keeper dies meanwhile is what came first.
+        for key in order.reversed() where key.starts(with: prefix) {
+            _ = close(held.removeValue(forKey: key)!)
+            tellStore { store throws(Errno) in try store.remove(key) }
+        }
         order.removeAll { $0.starts(with: prefix) }
     }
 
@@ -108,7 +140,6 @@ package struct Keeper: ~Copyable {
     /// Runs servers, one after the other, until one ends for good. Returns the exit status for this process.
     package mutating func run(onEvent: (KeeperEvent) -> Void) -> Int32 {
         var generation = 0
-        let heldAtFirst = held.count
         while true {
             let server: Server
             do throws(Errno) {
@@ -124,15 +155,18 @@ package struct Keeper: ~Copyable {
             let pid = server.pid
             let status = serve(server, onEvent)
             let exit = status & 0x7F == 0 ? status >> 8 & 0xFF : -1
+            if isLeaving { return Self.restartStatus }
             // One that could not even start once would not the next time; one that had something to lose did start.
             // And one that cannot read its settings ends nothing as long as there is something to lose: they may be mended.
-            if (options.finalStatuses.contains(exit) && (exit == 0 || held.count <= heldFirst)) || (generation == 0 && exit == 1 && held.count <= heldAtFirst) {
+            if (options.finalStatuses.contains(exit) && (exit == 0 || held.count <= heldFirst)) || (generation == 0 && exit == 1 && held.count <= heldFirst) {
                 return exit
             }
             deathsInARow = Clock.nanoseconds() - began < Self.quickDeathNanoseconds ? deathsInARow + 1 : 0
             let wait = deathsInARow <= Self.freeDeaths ? 0 : min(Self.pauseMillisecondsMax, 50 << Int64(min(deathsInARow - Self.freeDeaths, 10)))
             if exit != Self.restartStatus {
-                onEvent(.ended(pid: pid, how: exit >= 0 ? "ended with status \(exit)" : "was killed by signal \(status & 0x7F)", restartMilliseconds: wait))
+                let signal = status & 0x7F
+                let how = exit >= 0 ? "ended with status \(exit)" : "was killed by signal \(signal)\(Self.meaning(of: signal))"
+                onEvent(.ended(pid: pid, how: how, restartMilliseconds: wait))
             }
             endingIsUntold = endings > 0
             if mayEndAlone { return exit > 0 ? exit : 1 }
@@ -141,10 +175,14 @@ package struct Keeper: ~Copyable {
         }
     }
 
+    private static func meaning(of signal: Int32) -> String {
+        signal == SIGSYS ? " (a system call that its filter does not allow; the kernel's log has its number)" : ""
+    }
+
     private func start(_ generation: Int) throws(Errno) -> Server {
         let pair = try MessageSocket.recordPair()
         let socket = MessageSocket(try pair.first.duplicate())
-        let environment = ["\(KeeperClient.descriptorVariable)=3", "\(KeeperClient.generationVariable)=\(generation)"]
+        let environment = options.environment + ["\(KeeperClient.descriptorVariable)=3", "\(KeeperClient.generationVariable)=\(generation)"]
         let childEnd = pair.second.number
         let pid = try check(
             unsafe CStrings.with(options.arguments) { arguments in
@@ -172,7 +210,7 @@ package struct Keeper: ~Copyable {
                 : cvhost_poll3_writing(server.process.number, signals.number, socket, 500)
             if ready > 0, ready & 4 != 0 {
                 do throws(Errno) {
-                    listening = try answer(server.socket, pid: server.pid)
+                    listening = try answer(server.socket, pid: server.pid, onEvent)
                     server.heard = Clock.nanoseconds()
                 } catch {
                     listening = false
@@ -185,7 +223,12 @@ package struct Keeper: ~Copyable {
             if ready > 0, ready & 2 != 0 {
                 let signal = cvhost_signal_take(signals.number)
                 if signal == SIGTERM || signal == SIGINT { endings += 1 }
-                if signal > 0 { _ = kill(server.pid, signal) }
+                if signal == SIGUSR2 {
+                    isLeaving = store != nil && storeFailure == nil
+                    if isLeaving { _ = kill(server.pid, SIGKILL) } else { onEvent(.noStore) }
+                } else if signal > 0 {
+                    _ = kill(server.pid, signal)
+                }
             }
             if ready > 0, ready & 1 != 0 {
                 var status: Int32 = 0
@@ -239,7 +282,7 @@ package struct Keeper: ~Copyable {
     }
 
     /// Answers one record, or goes on with what it has begun. Never waits. False at the end of the connection.
-    private mutating func answer(_ socket: borrowing MessageSocket, pid: Int32) throws(Errno) -> Bool {
+    private mutating func answer(_ socket: borrowing MessageSocket, pid: Int32, _ onEvent: (KeeperEvent) -> Void) throws(Errno) -> Bool {
         if !unsent.isEmpty {
             try handOver(socket)
             return true
@@ -257,6 +300,10 @@ package struct Keeper: ~Copyable {
                 status = lacking && descriptors.count == 0 ? EMFILE : EINVAL
             } else if held[record.key] != nil || held.count < heldMax {
                 put(record.key, descriptors.takeFirst()!)
+                let copy = held[record.key]!
+                let before = storeFailure
+                tellStore { store throws(Errno) in try store.add(record.key, copy) }
+                if before == nil, let storeFailure { onEvent(.storeFailed(storeFailure)) }
             } else {
                 status = EMFILE
             }
@@ -273,6 +320,20 @@ package struct Keeper: ~Copyable {
                 _ = kill(pid, SIGTERM)
             }
             return true
+        case .makePipe:
+            guard (1...Self.pipePagesMax).contains(record.value) else {
+                status = EINVAL
+                break
+            }
+            do throws(Errno) {
+                let pipe = try Pipe(pages: Int(record.value))
+                _ = try send(KeeperRecord(.done), [pipe.reader.number, pipe.writer.number], to: socket)
+                return true
+            } catch {
+                // Sending fails like this when the server's end is gone.
+                if error == .brokenPipe || error == .connectionReset { throw error }
+                status = error.code
+            }
         case .done, .held, .end:
             throw .invalid
         }

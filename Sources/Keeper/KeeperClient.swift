@@ -29,6 +29,14 @@ package final class KeeperClient: DescriptorVault {
 
     package func release(_ prefix: String) { try? request(.release, prefix) }
 
+    /// The keeper's user has all the pipe memory it wants. `EMFILE`: no room for the descriptors, here or there.
+    package func makePipe(pages: Int) throws(Errno) -> Pipe {
+        var ends = DescriptorList()
+        try request(.makePipe, "", value: UInt32(clamping: pages), received: &ends)
+        guard let reader = ends.takeFirst(), let writer = ends.takeFirst() else { throw .protocolError }
+        return Pipe(reader: reader, writer: writer)
+    }
+
     /// Says that this process lives.
     package func alive() {
         locked { () throws(Errno) in
@@ -60,20 +68,34 @@ package final class KeeperClient: DescriptorVault {
     }
 
     private func request(_ operation: KeeperRecord.Operation, _ key: String, descriptors: [Int32] = []) throws(Errno) {
+        var none = DescriptorList()
+        try request(operation, key, descriptors: descriptors, received: &none)
+    }
+
+    private func request(
+        _ operation: KeeperRecord.Operation, _ key: String, value: UInt32 = 0, descriptors: [Int32] = [], received: inout DescriptorList
+    ) throws(Errno) {
         let key = Array(key.utf8)
         guard key.count <= KeeperRecord.keyBytesMax else { throw Errno(ENAMETOOLONG) }
         var status: Int32 = 0
         let failure = locked { () throws(Errno) in
             do throws(Errno) {
-                try socket.send(KeeperRecord(operation, key: key).encoded, descriptors: descriptors)
+                try socket.send(KeeperRecord(operation, key: key, value: value).encoded, descriptors: descriptors)
             } catch {
                 // Nothing was sent, and the keeper is not to blame.
                 if error != .bad && error != .tooManyReferences { throw error }
                 status = error.code
                 return
             }
-            var none = DescriptorList()
-            let answer = try receive(&none)
+            let answer: KeeperRecord
+            do throws(Errno) {
+                answer = try receive(&received)
+            } catch {
+                // The record has come, the descriptors found no room.
+                if error != .tooManyFiles { throw error }
+                status = EMFILE
+                return
+            }
             guard answer.operation == .done else { throw .protocolError }
             status = answer.status
         }

@@ -6,6 +6,13 @@ package protocol DescriptorVault: Sendable {
 
     /// Lets go of every descriptor whose key starts with `prefix`.
     func release(_ prefix: String)
+
+    /// A pipe of `pages`. Pipe memory counts for who makes the pipe, and an unprivileged user may not have much (`/proc/sys/fs/pipe-user-pages-soft`).
+    func makePipe(pages: Int) throws(Errno) -> Pipe
+}
+
+extension DescriptorVault {
+    package func makePipe(pages: Int) throws(Errno) -> Pipe { try Pipe(pages: pages) }
 }
 
 /// Holds nothing: when this process dies, so does everything it served.

@@ -56,6 +56,13 @@ package struct MessageSocket: ~Copyable, Sendable {
         return MessageSocket(socket)
     }
 
+    /// Each send is a datagram to the socket at `path`.
+    package static func connectDatagrams(path: String) throws(Errno) -> MessageSocket {
+        let socket = Descriptor(owning: try check(cvhost_datagram_socket()))
+        _ = try check(path.withCString { unsafe cvhost_connect(socket.number, $0) })
+        return MessageSocket(socket)
+    }
+
     package struct Pair: ~Copyable {
         package var first: Descriptor
         package var second: Descriptor
@@ -87,6 +94,14 @@ package struct MessageSocket: ~Copyable, Sendable {
         // A kernel without them: only the group that the process runs as counts.
         peer.groups = Self.groups(descriptor.number, max: 64) ?? Self.groups(descriptor.number, max: Self.groupsMax) ?? []
         return peer
+    }
+
+    /// The path that it is bound to; nil: none, or no Unix socket. Wraps `getsockname(2)`.
+    package borrowing func path() -> String? {
+        withUnsafeTemporaryAllocation(of: CChar.self, capacity: 108) { buffer in
+            guard unsafe cvhost_socket_path(descriptor.number, buffer.baseAddress!) == 0, unsafe buffer[0] != 0 else { return nil }
+            return unsafe String(cString: buffer.baseAddress!)
+        }
     }
 
     /// NGROUPS_MAX of the kernel.

@@ -1,6 +1,6 @@
 internal import CVhost
 
-/// SIGTERM, SIGINT, SIGHUP and SIGUSR1, taken in turn by one thread. Make it before any other thread. Wraps `signalfd(2)`.
+/// SIGTERM, SIGINT, SIGHUP, SIGUSR1 and SIGUSR2, taken in turn by one thread. Make it before any other thread. Wraps `signalfd(2)`.
 package struct SignalQueue: ~Copyable, Sendable {
     private let descriptor: Descriptor
 

@@ -1,3 +1,4 @@
+import Glibc
 package import Kernel
 package import RemoteRAM
 import Synchronization
@@ -74,18 +75,33 @@ package final class DeviceRegistry: Sendable {
     private let configured: @Sendable (_ vm: String) -> Configured
     private let onEvent: @Sendable (_ vm: String, DeviceEvent) -> Void
     package let vault: any DescriptorVault
+    /// `/dev/userfaultfd`, open, for VMMs that may not open it; nil: this process may.
+    private let userfaultfdDevice: DescriptorBox?
     private static let rememberedBudgetsMax = 1024
 
     package init(
         limits: Limits, settings: @escaping @Sendable (_ vm: String, _ bytes: UInt64) -> DeviceSettings,
         configured: @escaping @Sendable (_ vm: String) -> Configured, vault: any DescriptorVault = NoVault(),
-        onEvent: @escaping @Sendable (_ vm: String, DeviceEvent) -> Void
+        userfaultfdDevice: consuming Descriptor? = nil, onEvent: @escaping @Sendable (_ vm: String, DeviceEvent) -> Void
     ) {
         self.limits = limits
         self.vault = vault
+        self.userfaultfdDevice = if let userfaultfdDevice { DescriptorBox(userfaultfdDevice) } else { nil }
         self.settings = settings
         self.configured = configured
         self.onEvent = onEvent
+    }
+
+    /// Keeps a `~Copyable` descriptor in a class.
+    private final class DescriptorBox: Sendable {
+        let descriptor: Descriptor
+        init(_ descriptor: consuming Descriptor) { self.descriptor = descriptor }
+    }
+
+    /// A descriptor of `/dev/userfaultfd`.
+    package func openUserfaultfdDevice() throws(Errno) -> Descriptor {
+        if let userfaultfdDevice { return try userfaultfdDevice.descriptor.duplicate() }
+        return try Descriptor.open("/dev/userfaultfd", flags: O_RDWR)
     }
 
     package subscript(vm: String) -> Entry? { state.withLock { $0.entries[vm] } }

@@ -309,7 +309,7 @@ package final class Session {
     private func userfaultfdDevice(_ code: Request.Code) throws(Refusal) -> Reply? {
         let device: Descriptor
         do throws(Errno) {
-            device = try Descriptor.open("/dev/userfaultfd", flags: O_RDWR)
+            device = try registry.openUserfaultfdDevice()
         } catch {
             throw .meaning(error, "memdevd cannot open /dev/userfaultfd: \(error); run memdevd as root or give it access to the device")
         }

@@ -74,14 +74,15 @@ package final class MemoryDevice: Sendable {
 
         package var description: String {
             switch self {
+            case .memory(let error) where error.isOfDescriptors, .thread(let error) where error.isOfDescriptors:
+                "no descriptor is left; raise LimitNOFILE of memdevd (ulimit -n)"
             case .memory(let error): "cannot make the memory: \(error)"
+            case .swapFile(let path, let error) where error.isOfDescriptors:
+                "cannot make the swap file \(path): no descriptor is left; raise LimitNOFILE of memdevd (ulimit -n)"
             case .swapFile(let path, .invalid): "cannot make the swap file \(path): its file system cannot do O_DIRECT; choose a state directory on a disk"
             case .swapFile(let path, let error): "cannot make the swap file \(path): \(error)"
             case .thread(let error): "cannot start the device's threads: \(error)"
             case .vault(let error) where error.isOfDescriptors: "the keeper cannot hold it: no descriptor is left; raise LimitNOFILE of memdevd (ulimit -n)"
-            case .memory(let error) where error.isOfDescriptors, .thread(let error) where error.isOfDescriptors,
-                .swapFile(_, let error) where error.isOfDescriptors:
-                "no descriptor is left; raise LimitNOFILE of memdevd (ulimit -n)"
             case .vault(let error): "the keeper cannot hold it: \(error)"
             case .encryption(let error): "cannot encrypt its swap file: \(error)"
             case .alreadyRunning: "a VMM is attached already"
@@ -258,7 +259,7 @@ package final class MemoryDevice: Sendable {
             if let left {
                 journal = left
             } else {
-                journal = try ReclaimJournal()
+                journal = try ReclaimJournal(vault: settings.vault)
                 journal.noteTime(quiet.nanoseconds)
                 try journal.hold(settings.vault, prefix: key("journal"))
             }

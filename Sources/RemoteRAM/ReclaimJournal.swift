@@ -43,11 +43,11 @@ package final class ReclaimJournal: @unchecked Sendable {
         }
     }
 
-    package init() throws(Errno) {
+    package init(vault: any DescriptorVault = NoVault()) throws(Errno) {
         memory = try Memfd.create(name: "memdevd-journal", size: Self.bytes)
         mapping = try Mapping(sharing: memory, bytes: Self.bytes)
         var boxes: [PipeBox] = []
-        for index in 0..<Self.pipes { boxes.append(PipeBox(index, try Pipe(pages: Self.pagesMax))) }
+        for index in 0..<Self.pipes { boxes.append(PipeBox(index, try vault.makePipe(pages: Self.pagesMax))) }
         pipe = boxes
         isAdopted = false
     }

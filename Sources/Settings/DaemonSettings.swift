@@ -6,6 +6,8 @@ public struct DaemonSettings: Sendable, Equatable {
     public var runDirectory = "/run/memdevd"
     /// Holds the swap files.
     public var stateDirectory = "/var/lib/memdevd"
+    /// Who the server is.
+    public var user = ServerUser.automatic
     /// Permission bits of the sockets.
     public var socketMode: UInt32 = 0o660
 
@@ -89,6 +91,15 @@ public enum VMSocket: Sendable, Equatable {
     /// In the run directory, named after the VM.
     case standard
     case path(String)
+}
+
+/// The user whose rights the server has.
+public enum ServerUser: Sendable, Equatable {
+    /// `defaultName` if there is such a user, else the one who started the daemon.
+    case automatic
+    case named(String)
+
+    public static let defaultName = "memdevd"
 }
 
 /// How long a fault thread polls for the next fault before it sleeps.

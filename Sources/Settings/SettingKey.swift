@@ -22,6 +22,11 @@ extension SettingKey where Target == DaemonSettings {
         } text: {
             $0.stateDirectory
         },
+        SettingKey(name: "user") { (text, target) throws(ValueError) in
+            target.user = try SettingValue.user(text)
+        } text: {
+            $0.user.description
+        },
         SettingKey(name: "socket-mode") { (text, target) throws(ValueError) in
             target.socketMode = try SettingValue.mode(text)
         } text: {
@@ -202,6 +207,15 @@ extension VMSocket: CustomStringConvertible {
         case .none: "false"
         case .standard: "true"
         case .path(let path): path
+        }
+    }
+}
+
+extension ServerUser: CustomStringConvertible {
+    public var description: String {
+        switch self {
+        case .automatic: "auto"
+        case .named(let name): name
         }
     }
 }

@@ -1,4 +1,5 @@
 import ControlAPI
+import Glibc
 
 /// Readers of values, the same for the file and the command line: text in, value or reason out.
 enum SettingValue {
@@ -67,6 +68,15 @@ enum SettingValue {
             throw ValueError("'\(text)' is not a file mode: write three octal digits, as in 0660")
         }
         return mode
+    }
+
+    static func user(_ text: String) throws(ValueError) -> ServerUser {
+        if text == "auto" { return .automatic }
+        guard unsafe getpwnam(text) != nil else {
+            throw ValueError(
+                "there is no user '\(text)' on this host: make it (useradd --system --no-create-home --shell /usr/sbin/nologin \(text)) or write auto")
+        }
+        return .named(text)
     }
 
     static func faultSpin(_ text: String) throws(ValueError) -> FaultSpin {

@@ -28,6 +28,7 @@ final class Daemon: Sendable {
         let registry = makeRegistry()
         let logger = logger
         let server = VMMServer(socket: try keeper.socket(KeeperProcess.vmmSocket), registry: registry) { event in Self.log(event, logger) }
+        keeper.noteServer()
         adopt(server, registry)
         let migrations = Migrations(registry: registry, settings: settings, listener: keeper.peerSocket(), logger: logger)
         let control = ControlServer(
@@ -117,7 +118,7 @@ final class Daemon: Sendable {
 
     private func waitForEnd(_ signals: borrowing SignalQueue, _ registry: DeviceRegistry, _ notify: borrowing Notify) {
         var refused = false
-        var latency = CPULatency()
+        var latency = CPULatency(request: keeper.device(KeeperProcess.latencyDevice))
         var untracked = UntrackedMemory()
         let tick: Int32? = settings.keepCPUsAwake ? 1000 : nil
         let pause = [tick, notify.watchdogMilliseconds, UntrackedMemory.periodMilliseconds, Self.aliveMilliseconds].compactMap { $0 }.min()!
@@ -190,6 +191,9 @@ final class Daemon: Sendable {
                 return true
             }) {
                 stuck.append(name)
+            } else if !entry.device.mapperIsGone {
+                // It lives on by itself: no other server must take it for its own.
+                keeper.client.release("vm/\(name)/")
             }
         }
         return stuck
@@ -212,7 +216,7 @@ final class Daemon: Sendable {
                 DeviceRegistry.Configured(
                     bytes: settings.vms[vm]?.size, keep: settings.vms[vm]?.keep ?? false, access: settings.accessRule(vm: vm))
             },
-            vault: keeper.client,
+            vault: keeper.client, userfaultfdDevice: keeper.device(KeeperProcess.userfaultfdDevice),
             onEvent: { vm, event in Self.log(event, vm: vm, logger) })
     }
 

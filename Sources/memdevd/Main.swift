@@ -29,8 +29,9 @@ struct Memdevd: ParsableCommand {
         logger.logLevel = Logger.Level(rawValue: settings.logLevel.rawValue) ?? .info
         do {
             if let inherited = ProcessEnvironment[KeeperClient.descriptorVariable].flatMap({ Int32($0) }) {
-                KeeperProcess.confineServer(logger)
-                try Daemon(settings: settings, logger: logger, keeper: try Inheritance(inherited)).run()
+                let inheritance = try Inheritance(inherited)
+                try Confinement.begin(settings: settings, logger)
+                try Daemon(settings: settings, logger: logger, keeper: inheritance).run()
                 return
             }
             let problems = HostChecks.problems()

@@ -20,6 +20,8 @@ struct Options: ParsableArguments {
     var runDirectory: String?
     @Option(help: Options.help("state-directory", "Where the swap files are; on the SSD.", "directory"))
     var stateDirectory: String?
+    @Option(help: Options.help("user", "Who the server is: a user's name, or auto: memdevd if there is such a user, else as started.", "name|auto"))
+    var user: String?
     @Option(help: Options.help("socket-mode", "Permissions of the sockets.", "octal"))
     var socketMode: String?
     @Option(help: Options.help("default-owner", "Who may attach a VM that is not configured: any, a user or a uid.", "user|any"))
@@ -115,6 +117,7 @@ struct Options: ParsableArguments {
         var overrides = DaemonSettings.Overrides()
         overrides.values["run-directory"] = runDirectory
         overrides.values["state-directory"] = stateDirectory
+        overrides.values["user"] = user
         overrides.values["socket-mode"] = socketMode
         overrides.values["default-owner"] = defaultOwner
         overrides.values["default-group"] = defaultGroup

@@ -1,6 +1,19 @@
 import Glibc
 import Kernel
 
+/// A socket that the service manager has bound.
+final class BoundSocket {
+    private var socket: MessageSocket?
+    let path: String?
+
+    init(_ socket: consuming MessageSocket) {
+        path = socket.path()
+        self.socket = consume socket
+    }
+
+    func take() -> MessageSocket? { socket.take() }
+}
+
 /// The directories and sockets of one daemon.
 final class RunDirectory {
     let vmm: MessageSocket
@@ -9,6 +22,7 @@ final class RunDirectory {
     let own: [OwnSocket]
     let lock: Descriptor
     let stateLock: Descriptor
+    /// Made here, so removed here.
     private let paths: [String]
 
     /// Where a VM's own socket shall be, and whose it is.
@@ -29,33 +43,48 @@ final class RunDirectory {
         }
     }
 
-    /// Makes what is missing, takes the lock that keeps a second daemon out, and binds the sockets.
+    /// Makes what is missing, takes the locks that keep a second daemon out, and binds the sockets. The state directory becomes `user`'s.
+    ///
+    /// `bound`: sockets that need not be. `isRestarted`: what an earlier memdevd served goes on, as soon as its server is gone.
     init(
-        run: String, state: String, vmmPath: String, controlPath: String, socketMode: UInt32, controlMode: UInt32, own plans: [OwnSocketPlan]
+        run: String, state: String, user: Privileges.User, vmmPath: String, controlPath: String, socketMode: UInt32, controlMode: UInt32,
+        own plans: [OwnSocketPlan], bound: [BoundSocket], isRestarted: Bool
     ) throws(StartFailure) {
         for path in [vmmPath, controlPath] where path.utf8.count > MessageSocket.pathBytesMax {
             throw StartFailure(
                 "socket path \(path) has \(path.utf8.count) bytes, the kernel takes \(MessageSocket.pathBytesMax); choose a shorter run-directory")
         }
         try Self.makeDirectory(run, mode: 0o755)
+        guard access(run, W_OK | X_OK) == 0 else { throw StartFailure("cannot write to \(run): \(Errno(errno))") }
+        // Whether that is the server's to write to, its lock shows: root without capabilities may not look.
         try Self.makeDirectory(state, mode: 0o700)
-        lock = try Self.lock(run + "/memdevd.lock")
-        stateLock = try Self.lock(state + "/memdevd.lock")
-        vmm = try Self.listen(vmmPath, mode: socketMode)
-        control = try Self.listen(controlPath, mode: controlMode)
-        own = try Self.listen(plans, run: run)
-        paths = [vmmPath, controlPath] + plans.map(\.path)
+        let wait = isRestarted ? Self.orphanMilliseconds : 0
+        lock = try DirectoryLock.take(run + "/memdevd.lock", waitMilliseconds: wait)
+        try Self.give(state, to: user)
+        // As that user: whoever owned a server may have put links there.
+        stateLock = try Self.act(as: user) { () throws(StartFailure) in try DirectoryLock.take(state + "/memdevd.lock", waitMilliseconds: wait) }
+        var made: [String] = []
+        func socket(_ path: String, mode: UInt32, owner: (uid: UInt32, gid: UInt32)? = nil) throws(StartFailure) -> MessageSocket {
+            if let found = bound.first(where: { $0.path == path })?.take() { return found }
+            made.append(path)
+            return try Self.listen(path, mode: mode, owner: owner)
+        }
+        vmm = try socket(vmmPath, mode: socketMode)
+        control = try socket(controlPath, mode: controlMode)
+        var own: [OwnSocket] = []
+        for plan in plans {
+            try Self.prepare(plan, run: run)
+            own.append(OwnSocket(vm: plan.vm, try socket(plan.path, mode: plan.mode, owner: (plan.uid, plan.gid))))
+        }
+        self.own = own
+        paths = made
     }
 
-    private static func listen(_ plans: [OwnSocketPlan], run: String) throws(StartFailure) -> [OwnSocket] {
-        var sockets: [OwnSocket] = []
-        for plan in plans {
-            let directory = String(plan.path[..<plan.path.lastIndex(of: "/")!])
-            if directory == run + "/sockets" { try makeDirectory(directory, mode: 0o755) }
-            if let problem = untrusted(directory) { throw StartFailure("VM \(plan.vm): cannot put its socket at \(plan.path): \(problem)") }
-            sockets.append(OwnSocket(vm: plan.vm, try listen(plan.path, mode: plan.mode, owner: (plan.uid, plan.gid))))
-        }
-        return sockets
+    /// Makes sure that root may work at the path of a VM's socket.
+    private static func prepare(_ plan: OwnSocketPlan, run: String) throws(StartFailure) {
+        let directory = String(plan.path[..<plan.path.lastIndex(of: "/")!])
+        if directory == run + "/sockets" { try makeDirectory(directory, mode: 0o755) }
+        if let problem = untrusted(directory) { throw StartFailure("VM \(plan.vm): cannot put its socket at \(plan.path): \(problem)") }
     }
 
     /// Why somebody else than root could put something of his own at a path below `directory` while root works on it; nil: nobody can.
@@ -74,6 +103,9 @@ final class RunDirectory {
         return nil
     }
 
+    /// How long a server whose keeper has died may take to end; the service manager kills it.
+    private static let orphanMilliseconds: Int64 = 30_000
+
     deinit { for path in paths { _ = unlink(path) } }
 
     private static func makeDirectory(_ path: String, mode: mode_t) throws(StartFailure) {
@@ -85,22 +117,29 @@ final class RunDirectory {
                 throw StartFailure("cannot make the directory \(target): \(Errno(errno)); choose another, or run as root")
             }
         }
-        guard access(path, W_OK | X_OK) == 0 else { throw StartFailure("cannot write to \(path): \(Errno(errno))") }
     }
 
-    private static func lock(_ path: String) throws(StartFailure) -> Descriptor {
-        do throws(Errno) {
-            let file = try Descriptor.open(path, flags: O_RDWR | O_CREAT, mode: 0o600)
-            guard flock(file.number, LOCK_EX | LOCK_NB) == 0 else {
-                throw Errno(errno)
-            }
-            return file
-        } catch {
-            if error.code == EWOULDBLOCK {
-                throw StartFailure("another memdevd runs with this directory (it holds \(path)); stop it or choose another directory")
-            }
-            throw StartFailure("cannot lock \(path): \(error)")
+    /// A private directory of root's, as it is made here and by systemd, is given away; any other must be usable as it is.
+    private static func give(_ path: String, to user: Privileges.User) throws(StartFailure) {
+        var status = stat()
+        guard unsafe lstat(path, &status) == 0 else { throw StartFailure("cannot look at \(path): \(Errno(errno))") }
+        if status.st_uid == user.uid { return }
+        guard status.st_mode & S_IFMT == S_IFDIR, status.st_uid == 0, status.st_mode & 0o077 == 0 else {
+            throw StartFailure(
+                "the state directory \(path) is of uid \(status.st_uid), the server is uid \(user.uid): 'chown \(user.uid) \(path)' and 'chmod 700 \(path)', or choose another"
+            )
         }
+        // The lock of a memdevd that ran as root.
+        for target in [path + "/memdevd.lock", path] where lchown(target, user.uid, user.gid) != 0 && errno != ENOENT {
+            throw StartFailure("cannot give \(target) to uid \(user.uid): \(Errno(errno)); chown it, or choose another state directory")
+        }
+    }
+
+    /// Runs `body` with the rights of `user` to files.
+    static func act<R: ~Copyable>(as user: Privileges.User, _ body: () throws(StartFailure) -> R) throws(StartFailure) -> R {
+        do throws(Errno) { try Privileges.beginActing(as: user) } catch { throw StartFailure("cannot act as uid \(user.uid): \(error)") }
+        defer { Privileges.endActing() }
+        return try body()
     }
 
     private static func listen(_ path: String, mode: UInt32, owner: (uid: UInt32, gid: UInt32)? = nil) throws(StartFailure) -> MessageSocket {

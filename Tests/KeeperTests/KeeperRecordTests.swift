@@ -17,4 +17,18 @@ import Testing
         bytes[12] = 1
         #expect(KeeperRecord(decoding: bytes) == nil)
     }
+
+    @Test("Only the request for a pipe has a value") func value() {
+        let record = KeeperRecord(.makePipe, value: 128)
+        #expect(KeeperRecord(decoding: record.encoded) == record)
+        for operation: KeeperRecord.Operation in [.hold, .release, .takeAll, .alive, .done, .held, .end] {
+            #expect(KeeperRecord(decoding: KeeperRecord(operation, value: 1).encoded) == nil)
+        }
+    }
+
+    @Test("Names in the service manager's store carry number and key") func names() {
+        #expect(ServiceStore.parts(of: "17/vm/a/memory")?.number == 17)
+        #expect(ServiceStore.parts(of: "17/vm/a/memory")?.key == "vm/a/memory")
+        for name in ["", "vm/a", "-1/a", "memdevd.socket", "x/1", "99999999999999999999/a"] { #expect(ServiceStore.parts(of: name) == nil, "\(name)") }
+    }
 }

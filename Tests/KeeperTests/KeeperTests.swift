@@ -177,4 +177,23 @@ private final class Kept: @unchecked Sendable {
         #expect(kept.say("list").contains(" a="))
         #expect(kept.end() == 0)
     }
+
+    @Test("The keeper makes pipes, of 1 to 256 pages") func pipes() throws {
+        let kept = try Kept()
+        _ = kept.next()
+        #expect(kept.say("pipe 128") == "pipe 128 3 3")
+        #expect(kept.say("pipe 256") == "pipe 256 3 3")
+        #expect(kept.say("pipe 0") == "error \(EINVAL)")
+        #expect(kept.say("pipe 257") == "error \(EINVAL)")
+        #expect(kept.say("hold a").hasPrefix("held"))
+        #expect(kept.end() == 0)
+    }
+
+    @Test("A server without room for a pipe's descriptors is told so, and keeps its keeper") func pipesWithoutRoom() throws {
+        let kept = try Kept()
+        _ = kept.next()
+        #expect(kept.say("pipes") == "error [\(EMFILE), \(EMFILE)] true")
+        #expect(kept.say("hold a").hasPrefix("held"))
+        #expect(kept.end() == 0)
+    }
 }

@@ -31,6 +31,21 @@ import Testing
         }
     }
 
+    @Test("A user that does not exist is an error with its place; one that does, and auto, are right") func user() throws {
+        try withFile(Array("log-level: debug\nuser: no-such-user-here\n".utf8)) { path in
+            let text = message { try DaemonSettings.load(file: path, overrides: DaemonSettings.Overrides()) }
+            #expect(text.hasPrefix("\(path):2:7: user: there is no user 'no-such-user-here' on this host: make it (useradd"))
+        }
+        try withFile(Array("user: root\n".utf8)) { path in
+            var overrides = DaemonSettings.Overrides()
+            let named = try DaemonSettings.load(file: path, overrides: overrides)
+            #expect(named.user == .named("root"))
+            overrides.values["user"] = "auto"
+            let automatic = try DaemonSettings.load(file: path, overrides: overrides)
+            #expect(automatic.user == .automatic)
+        }
+    }
+
     @Test("Every key can be overridden by its printed value") func everyKeyIsAnOption() throws {
         let printed = DaemonSettings().yaml.split(separator: "\n")
         try withFile([]) { path in

@@ -33,6 +33,8 @@ import Kernel
                 case .silent: say("silent")
                 case .cannotStart: say("cannot start")
                 case .misbehaved: say("misbehaved")
+                case .storeFailed: say("store failed")
+                case .noStore: say("no store")
                 }
             })
     }

@@ -84,3 +84,12 @@ extension Descriptor {
         try unsafe write(UnsafeRawBufferPointer(buffer), at: offset)
     }
 }
+
+extension Descriptor {
+    /// A copy far above the numbers that a new process gets.
+    package static func duplicateHigh(_ number: Int32) throws(Errno) -> Int32 {
+        let copy = fcntl(number, F_DUPFD_CLOEXEC, 1000)
+        if copy < 0 { throw Errno(errno) }
+        return copy
+    }
+}

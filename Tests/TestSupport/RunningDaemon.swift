@@ -3,20 +3,43 @@ package import Kernel
 
 /// The memdevd that was built beside this test, in directories of its own: the process started here is the keeper, its child the server. Killed with its owner.
 package final class RunningDaemon: @unchecked Sendable {
-    package let directory = TemporaryDirectory()
-    private let state = TemporaryDirectory()
+    package let directory: TemporaryDirectory
+    private let state: TemporaryDirectory
     package let pid: Int32
+    private let logPath: String
     private var isReaped = false
 
-    /// `state`: the state directory, else one of its own. `program`: the file of the daemon, else the one beside this test. `under`: a command that runs it.
-    package init(_ arguments: [String] = [], state stateDirectory: String? = nil, program: String? = nil, under wrapper: [String] = []) throws(Errno) {
+    /// `stateDirectory`: the state directory, else one of its own. `program`: the file of the daemon, else the one beside this test. `wrapper`: a command that runs it.
+    /// `other`: run in its directories. `environment`: NAME=value.
+    /// `passed`: descriptors that the daemon gets as a service manager passes them, with names.
+    package init(
+        _ arguments: [String] = [], state stateDirectory: String? = nil, program: String? = nil, under wrapper: [String] = [],
+        inPlaceOf other: RunningDaemon? = nil, environment: [String] = [],
+        passed: [(name: String, number: Int32)] = []
+    ) throws(Errno) {
+        directory = other?.directory ?? TemporaryDirectory()
+        state = other?.state ?? TemporaryDirectory()
         let path = directory.path
-        let program = program ?? ChildProcess.directory + "/memdevd"
-        let command = wrapper + [program, "--run-directory", path, "--state-directory", stateDirectory ?? state.path] + arguments
+        logPath = path + (other == nil ? "/log" : "/log.\(UInt32.random(in: 0...UInt32.max))")
+        var command =
+            [
+                program ?? ChildProcess.directory + "/memdevd", "--run-directory", path, "--state-directory", stateDirectory ?? state.path,
+            ] + arguments
         var actions = posix_spawn_file_actions_t()
+        command = wrapper + command
+        if !environment.isEmpty || !passed.isEmpty {
+            // Only the process itself knows its number.
+            let listen = passed.isEmpty ? "" : "LISTEN_PID=$$ LISTEN_FDS=\(passed.count) LISTEN_FDNAMES=\(passed.map(\.name).joined(separator: ":")) "
+            let variables = environment.map { "'\($0)'" }.joined(separator: " ")
+            command = ["/bin/sh", "-c", "\(listen)exec env \(variables) \"$@\"", "sh"] + command
+        }
         unsafe posix_spawn_file_actions_init(&actions)
         defer { unsafe posix_spawn_file_actions_destroy(&actions) }
-        unsafe posix_spawn_file_actions_addopen(&actions, 2, path + "/log", O_WRONLY | O_CREAT | O_APPEND, 0o600)
+        unsafe posix_spawn_file_actions_addopen(&actions, 2, logPath, O_WRONLY | O_CREAT | O_APPEND, 0o600)
+        // First out of the way of each other, then into place.
+        let high = try passed.map { entry throws(Errno) in try Descriptor.duplicateHigh(entry.number) }
+        for (index, descriptor) in high.enumerated() { unsafe posix_spawn_file_actions_adddup2(&actions, descriptor, Int32(3 + index)) }
+        defer { for number in high { _ = close(number) } }
         var argv: [UnsafeMutablePointer<CChar>?] = command.map { unsafe strdup($0) } + [nil]
         defer { for argument in argv { unsafe free(argument) } }
         var pid: pid_t = 0
@@ -25,6 +48,7 @@ package final class RunningDaemon: @unchecked Sendable {
         self.pid = pid
     }
 
+    package var stateDirectory: String { state.path }
     package var vmmSocket: String { directory.path + "/memdevd.sock" }
     package var controlSocket: String { directory.path + "/control.sock" }
 
@@ -37,7 +61,7 @@ package final class RunningDaemon: @unchecked Sendable {
     package var isServing: Bool { eventually(within: 30_000) { access(controlSocket, F_OK) == 0 && server != nil && log.contains(" serves ") } }
 
     /// What it has logged.
-    package var log: String { Self.text(directory.path + "/log") }
+    package var log: String { Self.text(logPath) }
 
     /// The server that runs now; nil between two.
     package var server: Int32? { Int32(Self.text("/proc/\(pid)/task/\(pid)/children").split(separator: " ").first ?? "") }
@@ -69,13 +93,30 @@ package final class RunningDaemon: @unchecked Sendable {
         return String(decoding: target[..<max(0, length)].map { UInt8(bitPattern: $0) }, as: UTF8.self)
     }
 
+    /// A line of /proc/PID/status, its words with one space between.
+    package func status(of pid: Int32, _ name: String) -> String { Self.status(of: "\(pid)", name) }
+
+    package static func status(ofSelf name: String) -> String { status(of: "self", name) }
+
+    private static func status(of process: String, _ name: String) -> String {
+        let lines = text("/proc/\(process)/status").split(separator: "\n")
+        return lines.first { $0.hasPrefix(name + ":") }?.dropFirst(name.count + 1).split(whereSeparator: \.isWhitespace).joined(separator: " ") ?? ""
+    }
+
     /// Sends SIGTERM and waits; the exit status, or 128 + the signal.
     package func end() -> Int32 {
         _ = kill(pid, SIGTERM)
         return reap()
     }
 
-    private func reap() -> Int32 {
+    /// Kills the keeper alone. Its server goes on.
+    package func killKeeper() {
+        _ = kill(pid, SIGKILL)
+        _ = reap()
+    }
+
+    /// Waits for an end that comes by itself.
+    package func reap() -> Int32 {
         var status: Int32 = 0
         while unsafe waitpid(pid, &status, 0) < 0, errno == EINTR {}
         isReaped = true

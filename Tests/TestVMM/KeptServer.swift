@@ -7,6 +7,8 @@ import Kernel
 ///     started GENERATION PID      said at the beginning
 ///     hold KEY                    held INODE | error ERRNO
 ///     release PREFIX              ok
+///     pipe PAGES                  pipe PAGES-IT-TAKES NUMBER-OF-BYTES-THAT-WENT-THROUGH | error ERRNO
+///     pipes                       error [ERRNO, ERRNO] CONNECTED, without room for descriptors
 ///     list                        KEY=INODE …, as it was at the beginning
 ///     again                       ok, and execution ends so that another server comes
 ///     garbage                     sends the keeper what is no record
@@ -46,6 +48,24 @@ enum KeptServer {
                     try client.hold(memory.number, key: words[1])
                     say("held \(inode(memory.number))")
                 } catch { say("error \(error.code)") }
+            case "pipe":
+                do throws(Errno) {
+                    let pipe = try client.makePipe(pages: Int(words[1])!)
+                    say("pipe \(pipe.pagesMax) \(unsafe write(pipe.writer.number, "abc", 3)) \(try pipe.readableBytes())")
+                } catch { say("error \(error.code)") }
+            case "pipes":
+                // No room for both ends, then for neither.
+                var limit = rlimit(rlim_cur: 24, rlim_max: 24)
+                unsafe setrlimit(__rlimit_resource_t(RLIMIT_NOFILE.rawValue), &limit)
+                var copies: [Int32] = []
+                while case let copy = dup(control), copy >= 0 { copies.append(copy) }
+                var failures: [Int32] = []
+                for free in 0...1 {
+                    if free == 1 { _ = close(copies.removeLast()) }
+                    do throws(Errno) { _ = try client.makePipe(pages: 1) } catch { failures.append(error.code) }
+                }
+                for copy in copies { _ = close(copy) }
+                say("error \(failures) \(client.isConnected)")
             case "release":
                 client.release(words[1])
                 say("ok")

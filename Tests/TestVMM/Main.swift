@@ -16,6 +16,8 @@ import TestSupport
 ///     test-vmm mortal DIRECTORY hold|release KEY            a keeper's server of VMMs that dies there (`MortalServer`)
 ///     test-vmm map|open FILE BYTES            maps a file, or holds it open, and waits
 ///     test-vmm stamp MODE LOG …               a server of another build, see `StampingServer`
+///     test-vmm filtered CALL                  makes a system call behind the server's filter
+///     test-vmm confined DIRECTORY             sees no other files than those; '+' or '-'
 ///     test-vmm kept                           a keeper's server: does what it reads on the socket that is held as "control"
 @main enum Main {
     static let test = MessageSocket(Descriptor(owning: 3))
@@ -38,6 +40,8 @@ import TestSupport
         case "map", "open":
             guard arguments.count == 4, let bytes = UInt64(arguments[3]) else { exit(2) }
             hasMemory(mode: arguments[1], path: arguments[2], bytes)
+        case "filtered": Filtered.run(arguments[2])
+        case "confined": Filtered.confine(arguments[2])
         case "crowd":
             guard arguments.count == 5, let uid = UInt32(arguments[3]), let count = Int(arguments[4]) else { exit(2) }
             crowd(arguments[2], uid: uid, count: count)

@@ -96,7 +96,7 @@ class Daemon:
         self.directory = directory
         self.run_directory = tempfile.mkdtemp(prefix="memdevd-bench-", dir="/run" if os.access("/run", os.W_OK) else None)
         self.state_directory = os.path.join(directory, "state")
-        os.makedirs(self.state_directory, exist_ok=True)
+        os.makedirs(self.state_directory, mode=0o700, exist_ok=True)
         self.log = tempfile.TemporaryFile(dir="/dev/shm")  # memory: the daemon's own writes to disk are being counted
         command = [binaries["memdevd"], "--run-directory", self.run_directory, "--state-directory", self.state_directory,
                    "--default-budget", str(budget), "--log-level", log_level, *options]

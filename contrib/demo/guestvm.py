@@ -131,10 +131,13 @@ class Daemon:
         self.state = os.path.join(workspace.state, "state")
         self.log = os.path.join(workspace.run, "memdevd.log")
         os.makedirs(self.run)
-        os.makedirs(self.state)
+        # The server is not root; memdevd gives it this directory.
+        os.chmod(workspace.state, 0o711)
+        os.makedirs(self.state, mode=0o700)
+        user = ["--user", "nobody"] if os.geteuid() == 0 else []
         self.control = os.path.join(self.run, "control.sock")
         self.patient = False  # its server is killed now and then
-        command = [*prefix, binaries.memdevd, "--run-directory", self.run, "--state-directory", self.state, "--default-budget", str(budget), *arguments]
+        command = [*prefix, binaries.memdevd, "--run-directory", self.run, "--state-directory", self.state, "--default-budget", str(budget), *user, *arguments]
         self.process = start_process(command, self.log, signal_at_our_death="TERM")
         try:
             wait_until(lambda: os.path.exists(self.control), 30, "control socket of memdevd", self.check)

@@ -4,6 +4,7 @@
 #define CVHOST_H
 
 #include "cvhost_file.h"
+#include "cvhost_filter.h"
 #include "cvhost_message.h"
 #include "cvhost_page.h"
 #include "cvhost_pagemap.h"

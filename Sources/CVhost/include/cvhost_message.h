@@ -8,6 +8,9 @@
 
 int cvhost_socket(void);
 
+// SOCK_DGRAM.
+int cvhost_datagram_socket(void);
+
 int cvhost_socketpair(int fds[2]);
 
 // SOCK_SEQPACKET: a message arrives as a whole or not at all.
@@ -20,6 +23,9 @@ int cvhost_connect(int fd, const char *path);
 int cvhost_listen(int fd, int backlog);
 
 int cvhost_accept(int fd);
+
+// The path that a Unix socket is bound to, with its end mark; "" when it has none.
+int cvhost_socket_path(int fd, char path[108]);
 
 int cvhost_shutdown(int fd);
 

@@ -29,7 +29,7 @@ int32_t cvhost_thread_id(void);
 // All signals blocked in this thread: the main thread takes them through a signalfd.
 int cvhost_block_signals(void);
 
-// signalfd(2) for SIGTERM, SIGINT, SIGHUP and SIGUSR1, which are blocked first (in this thread and those it starts).
+// signalfd(2) for SIGTERM, SIGINT, SIGHUP, SIGUSR1 and SIGUSR2, which are blocked first (in this thread and those it starts).
 int cvhost_signal_fd(void);
 
 int cvhost_signal_take(int fd);

@@ -1,0 +1,52 @@
+import Glibc
+import Kernel
+import TestSupport
+import Testing
+
+/// The filter lasts until the end of a process, so each call is tried in one of its own.
+@Suite struct CallFilterTests {
+    /// 128 + SIGSYS.
+    private static let killed: Int32 = 128 + 31
+    /// The program was built with a sanitizer, or the kernel has no Landlock.
+    private static let cannot: Int32 = 77
+
+    /// The run-time library would start a program to print where it has crashed.
+    private func status(_ arguments: String...) throws -> Int32 { try ChildProcess(arguments, under: ["/usr/bin/env", "SWIFT_BACKTRACE=enable=no"]).wait() }
+
+    @Test(
+        "A call that is not in the table kills the process",
+        arguments: [
+            "execve", "fork", "kill", "unshare", "mount", "socket AF_INET", "socket AF_INET6", "socket AF_NETLINK", "connect", "bind", "listen",
+            "mmap PROT_EXEC", "mprotect PROT_EXEC", "userfaultfd", "ioctl UFFDIO_REGISTER", "ioctl UFFDIO_API", "pidfd_open", "setuid", "chmod", "rename",
+            "symlink", "mkdir", "chroot", "setrlimit", "prctl PR_SET_DUMPABLE", "fcntl F_SETOWN", "flock",
+        ]) func forbidden(call: String) throws
+    {
+        let status = try status("filtered", call)
+        #expect(status == Self.killed || status == Self.cannot)
+    }
+
+    @Test("What the daemon does all day passes, and abort is still an abort") func allowed() throws {
+        let status = try status("filtered", "daily work")
+        #expect(status == 0 || status == Self.cannot)
+        let aborted = try self.status("filtered", "abort")
+        #expect(aborted == 128 + SIGABRT || aborted == Self.cannot)
+    }
+
+    @Test("Internet sockets are there for who says so") func network() throws {
+        let status = try status("filtered", "network")
+        #expect(status == 0 || status == Self.cannot)
+    }
+
+    @Test("Every call of the table has a reason, and none starts a program or looks into another process") func table() {
+        let entries = CallFilter.entries
+        #expect(entries.count > 80)
+        #expect(entries.allSatisfy { !$0.reason.isEmpty && $0.number >= 0 })
+        #expect(entries.filter(\.isNetwork).count == 8)
+    }
+
+    @Test("Behind Landlock only the files that were named are there") func files() throws {
+        let directory = TemporaryDirectory()
+        let status = try status("confined", directory.path)
+        #expect(status == 0 || status == Self.cannot)
+    }
+}
