@@ -247,13 +247,16 @@ final class Detacher {
         let rest = left.taken..<pages.count
         if back.contains(true) {
             for index in pages.indices where !back[index] { journal.crossOut(box, index) }
-            // The quiet clock stood still while nobody lived. The time does not begin anew: servers that die early would never put anything back.
-            let quiet = core.quiet.nanoseconds
-            let due = min(left.due ?? .max, quiet + core.quietMillisecondsMax * 1_000_000)
-            journal.noteDue(box, due)
+            // The time does not begin anew, or servers that die early would never put anything back; and a fault that waits stops the quiet clock, so its own time must go on
+            // too. What passed while nobody lived counts for neither: a read that waits here has not gone on.
+            let (quiet, delay) = (core.quiet.nanoseconds, core.quietMillisecondsMax * 1_000_000)
+            let due = min(left.due ?? .max, quiet + delay)
+            let dead = max(0, now - journal.timeNoted)
+            let awaitedDue = left.awaitedDue.map { min($0 + dead, now + delay) } ?? (now + max(0, due - quiet))
+            journal.noteDue(box, due, awaited: awaitedDue)
             pending.append(
                 PutBack(
-                    box: box, pages: Array(pages[rest]), written: Array(back[rest]), offset: left.taken, due: due, awaitedDue: now + due - quiet,
+                    box: box, pages: Array(pages[rest]), written: Array(back[rest]), offset: left.taken, due: due, awaitedDue: awaitedDue,
                     unawaitedUntil: now))
         } else {
             discardPipe(box, pages: rest.count)
@@ -335,7 +338,7 @@ final class Detacher {
             let now = Clock.nanoseconds()
             let delay = core.quietMillisecondsMax * 1_000_000
             let due = core.quiet.nanoseconds + delay
-            journal.noteDue(box, due)
+            journal.noteDue(box, due, awaited: now + delay)
             pending.append(PutBack(box: box, pages: pages, written: back, due: due, awaitedDue: now + delay, unawaitedUntil: now))
         }
         return left

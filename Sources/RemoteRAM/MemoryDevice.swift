@@ -260,7 +260,7 @@ package final class MemoryDevice: Sendable {
                 journal = left
             } else {
                 journal = try ReclaimJournal(vault: settings.vault)
-                journal.noteTime(quiet.nanoseconds)
+                journal.noteTime(quiet.nanoseconds, now: Clock.nanoseconds())
                 try journal.hold(settings.vault, prefix: key("journal"))
             }
         } catch {

@@ -7,12 +7,13 @@ import Synchronization
 ///      count     pages in the pipe's order; 0 = nothing is punched out, whatever the pipe holds. Set after pinning, before punching
 ///      judged    1 = `written` counts; 0 = the kernel's write-protect markers can still be asked
 ///      due       when its written pages may be put back, by the quiet clock; 0 = not known yet
+///      awaited   when those of them that a fault waits for may, by the monotonic clock; 0 = not known yet
 ///      written   one bit for each page
 ///      buffer    the page that was read out of the pipe last: what the pipe has given away and what is not installed yet is here
 ///
 /// A page that has left the phase `detaching` is crossed out (`noPage`) before it can go out again through another pipe.
 /// How many pages have been read out is not noted: the pipe knows. A page is read only when the one before has been installed.
-/// Then what the quiet clock said last, and one range of pages: those whose reports of writes the scanner is about to consume, or has consumed and not yet put into the table.
+/// Then what the quiet clock said last and when that was, and one range of pages: those whose reports of writes the scanner is about to consume, or has consumed and not yet put into the table.
 /// Concurrency: belongs to the reclaim thread while it runs.
 package final class ReclaimJournal: @unchecked Sendable {
     package static let pipes = 8
@@ -95,6 +96,7 @@ package final class ReclaimJournal: @unchecked Sendable {
         }
         unsafe word(box, 8).pointee.store(0, ordering: .sequentiallyConsistent)
         unsafe word(box, 16).pointee.store(0, ordering: .sequentiallyConsistent)
+        unsafe word(box, 24).pointee.store(0, ordering: .sequentiallyConsistent)
         unsafe word(box, 0).pointee.store(UInt64(pages.count), ordering: .sequentiallyConsistent)
     }
 
@@ -108,13 +110,21 @@ package final class ReclaimJournal: @unchecked Sendable {
         unsafe word(box, 8).pointee.store(1, ordering: .sequentiallyConsistent)
     }
 
-    /// The pages that were written wait until then, in nanoseconds of the quiet clock.
-    package func noteDue(_ box: PipeBox, _ due: Int64) {
+    /// The pages that were written wait until `due`, in nanoseconds of the quiet clock; while a fault waits for one of them, until `awaited` of the monotonic clock.
+    package func noteDue(_ box: PipeBox, _ due: Int64, awaited: Int64) {
+        unsafe word(box, 24).pointee.store(UInt64(bitPattern: awaited), ordering: .sequentiallyConsistent)
         unsafe word(box, 16).pointee.store(UInt64(bitPattern: due), ordering: .sequentiallyConsistent)
     }
 
-    /// What the quiet clock says: the next process goes on from there.
-    package func noteTime(_ now: Int64) { unsafe scanWord(2).pointee.store(UInt64(bitPattern: now), ordering: .sequentiallyConsistent) }
+    /// What the quiet clock says: the next process goes on from there. `now`: of the monotonic clock.
+    package func noteTime(_ quiet: Int64, now: Int64) {
+        // In this order: a process that dies between the two has died a little later, not earlier, than its heir takes it for.
+        unsafe scanWord(2).pointee.store(UInt64(bitPattern: quiet), ordering: .sequentiallyConsistent)
+        unsafe scanWord(3).pointee.store(UInt64(bitPattern: now), ordering: .sequentiallyConsistent)
+    }
+
+    /// When the time was noted last, by the monotonic clock; 0 = never.
+    package var timeNoted: Int64 { unsafe Int64(bitPattern: scanWord(3).pointee.load(ordering: .sequentiallyConsistent)) }
 
     /// What the quiet clock said last.
     package var time: Int64 { unsafe Int64(bitPattern: scanWord(2).pointee.load(ordering: .sequentiallyConsistent)) }
@@ -161,6 +171,8 @@ package final class ReclaimJournal: @unchecked Sendable {
         package var taken: Int
         /// When the written ones may be put back, by the quiet clock; nil: not known.
         package var due: Int64?
+        /// And those that a fault waits for, by the monotonic clock, had the process lived on; nil: not known.
+        package var awaitedDue: Int64?
     }
 
     /// What a dead process was doing with a pipe; nil when no page depends on it. `EINVAL`: the journal contradicts the pipe or the device.
@@ -170,7 +182,9 @@ package final class ReclaimJournal: @unchecked Sendable {
         let readable = try box.pipe.readableBytes() / pageBytes
         guard count <= UInt64(Self.pagesMax), readable <= Int(count) else { throw .invalid }
         let due = unsafe Int64(bitPattern: word(box, 16).pointee.load(ordering: .sequentiallyConsistent))
-        var left = Left(pages: [], written: nil, taken: Int(count) - readable, due: due == 0 ? nil : due)
+        let awaited = unsafe Int64(bitPattern: word(box, 24).pointee.load(ordering: .sequentiallyConsistent))
+        var left = Left(
+            pages: [], written: nil, taken: Int(count) - readable, due: due == 0 ? nil : due, awaitedDue: due == 0 || awaited == 0 ? nil : awaited)
         for index in 0..<Int(count) {
             let page = unsafe word(box, Self.pagesOffset + 8 * index).pointee.load(ordering: .sequentiallyConsistent)
             guard page < pageCount || page == Self.noPage else { throw .invalid }

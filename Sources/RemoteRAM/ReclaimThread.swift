@@ -121,7 +121,7 @@ final class ReclaimThread {
         if lastTurn != 0, core.graceMilliseconds > 0, excess > 0 { core.quiet.skip(excess) }
         lastTurn = now
         rested = 0
-        core.journal.noteTime(core.quiet.nanoseconds)
+        core.journal.noteTime(core.quiet.nanoseconds, now: now)
         core.waitBase.store(waits.base(now: now, sum: core.quiet.parkedNanoseconds), ordering: .relaxed)
     }
 

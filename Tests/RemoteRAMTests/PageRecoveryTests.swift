@@ -266,11 +266,11 @@ import Testing
         try pin([4])
         journal.begin(box, [4])
         #expect(try left()?.due == nil)
-        journal.noteDue(box, 12_345)
-        journal.noteTime(99)
-        #expect(try left()?.due == 12_345 && heir.time == 99)
+        journal.noteDue(box, 12_345, awaited: 67_890)
+        journal.noteTime(99, now: 111)
+        #expect(try left()?.due == 12_345 && left()?.awaitedDue == 67_890 && heir.time == 99 && heir.timeNoted == 111)
         journal.begin(box, [4])
-        #expect(try left()?.due == nil)
+        #expect(try left()?.due == nil && left()?.awaitedDue == nil)
     }
 
     @Test("A verdict of the batch before is not taken for one") func oldVerdict() throws {

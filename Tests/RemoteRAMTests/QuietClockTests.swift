@@ -111,8 +111,9 @@ extension DeviceTests {
     @Suite struct PutBackTests {
         private static let grace: Int64 = 400
 
-        /// A device whose last server has died with pages 1 and 2 in a pipe, judged written, to be put back after the grace time.
-        private static func left(_ directory: TemporaryDirectory) throws -> (MemoryDevice, ReclaimJournal) {
+        /// A device whose last server has died with pages 1 and 2 in a pipe, judged written, to be put back after the grace time; those that a fault waits for after
+        /// `awaited`. Nobody has lived for `dead`.
+        private static func left(_ directory: TemporaryDirectory, grace: Int64 = grace, awaited: Int64 = grace, dead: Int64 = 0) throws -> (MemoryDevice, ReclaimJournal) {
             let device = try Guest.device(pages: 2048, budget: Budget.pagesMin, directory: directory) { $0.graceMilliseconds = grace }
             let journal = try ReclaimJournal()
             for page in [PageIndex(1), 2] {
@@ -129,8 +130,8 @@ extension DeviceTests {
             try device.memfd.punchHole(at: UInt64(pageBytes), length: 2 * UInt64(pageBytes))
             journal.noteJudged(box, [true, true])
             let now = Clock.nanoseconds()
-            journal.noteTime(now)
-            journal.noteDue(box, now + grace * 1_000_000)
+            journal.noteTime(now, now: now - dead * 1_000_000)
+            journal.noteDue(box, now + grace * 1_000_000, awaited: now + (awaited - dead) * 1_000_000)
             return (device, try ReclaimJournal(adopting: journal.memory.duplicate(), pipes: journal.pipe))
         }
 
@@ -149,6 +150,19 @@ extension DeviceTests {
             #expect(Clock.nanoseconds() - second >= (Self.grace - 100) * 1_000_000, "a read that had pinned page 1 and waited for page 2 has had no time")
             #expect(guest[1] == 0x0101_0101_0101_0101)
             #expect(device.counters.pagesPutBack.value == 2)
+        }
+
+        /// Servers that are killed at shorter intervals than the grace time: a fault that waits stops the quiet clock, so each would begin anew.
+        @Test("A server that died while a fault waited leaves the rest of that time, without the time that nobody lived") func restOfTheTime() throws {
+            let directory = TemporaryDirectory()
+            let (device, journal) = try Self.left(directory, grace: 3000, awaited: 200, dead: 150)
+            let began = Clock.nanoseconds()
+            let guest = try Guest(device, noDMA: false, left: journal)
+            defer { guest.stop() }
+            #expect(guest[2] == 0x0202_0202_0202_0202)
+            let waited = (Clock.nanoseconds() - began) / 1_000_000
+            #expect(waited >= 190, "what was dead has counted")
+            #expect(waited < 2900, "the time has begun anew")
         }
 
         @Test("Pages that nobody waits for come back together") func unawaited() throws {

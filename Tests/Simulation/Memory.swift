@@ -59,13 +59,16 @@ final class GuestMemory {
         let page: PageIndex
         let address: UInt64
         let since: Int64
+        /// What servers had lived before the access; it may have faulted before.
+        let lived: Int64
         let thread: UInt32
         var isRead = false
         var isWoken = false
-        init(page: PageIndex, address: UInt64, since: Int64, thread: UInt32) {
+        init(page: PageIndex, address: UInt64, since: Int64, lived: Int64, thread: UInt32) {
             self.page = page
             self.address = address
             self.since = since
+            self.lived = lived
             self.thread = thread
         }
     }
@@ -134,8 +137,8 @@ final class GuestMemory {
         return .page(physical)
     }
 
-    func beginWait(_ page: PageIndex, thread: UInt32) -> Waiter {
-        let waiter = Waiter(page: page, address: address(of: page), since: world.now, thread: thread)
+    func beginWait(_ page: PageIndex, thread: UInt32, lived: Int64) -> Waiter {
+        let waiter = Waiter(page: page, address: address(of: page), since: world.now, lived: lived, thread: thread)
         waiters.append(waiter)
         onEvent()
         return waiter

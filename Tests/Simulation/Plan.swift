@@ -24,6 +24,10 @@ struct Plan {
     let stallNanosecondsMax: Int64
     let crashOneIn: Int
     let crashes: Int
+    /// Whenever a server has lived for so long; 0: by chance only.
+    let lifeNanoseconds: Int64
+    /// And the first of them for so long: pages go out.
+    let firstLifeNanoseconds: Int64
     /// SIGSTOP, once, for so long at most; 0: never.
     let stopNanosecondsMax: Int64
     /// Between two servers.
@@ -86,10 +90,13 @@ struct Plan {
         stallOneIn = maybe(2) ? 0 : [50, 300, 2000][below(3)]
         let crashy = options.crashes ?? !maybe(3)
         crashOneIn = crashy ? [30, 100, 300, 1000][below(4)] : 0
-        crashes = 1 + below(12)
+        // Shorter than a page in a pipe has to wait: what each begins anew never ends.
+        lifeNanoseconds = crashy && hasDMA && maybe(4) ? grace * 1_000_000 * Int64(3 + below(7)) / 10 : 0
+        firstLifeNanoseconds = grace * 1_000_000 * Int64(2 + below(6))
+        crashes = lifeNanoseconds > 0 ? 200 : 1 + below(12)
 
         threads = 1 + below(4)
-        operations = [20, 40, 80][below(3)]
+        operations = [20, 40, 80][below(3)] * (lifeNanoseconds > 0 ? 10 : 1)
         dmaThreads = hasDMA ? 1 + below(2) : 0
         dmaPagesMax = 1 + below(5)
         let graceNanoseconds = grace * 1_000_000
@@ -102,7 +109,7 @@ struct Plan {
         dmaWaitNanosecondsMax = isLong ? .max : graceNanoseconds * 3 / 10
         pauseNanosecondsMax = isLong ? graceNanoseconds * 2 : hasDMA ? graceNanoseconds / 10 : 200_000_000
         // A run lasts some grace times.
-        thinkNanosecondsMax = hasDMA ? graceNanoseconds / [2, 5, 20][below(3)] : [2_000, 50_000, 5_000_000][below(3)]
+        thinkNanosecondsMax = hasDMA ? graceNanoseconds / [2, 5, 20][lifeNanoseconds > 0 ? 2 : below(3)] : [2_000, 50_000, 5_000_000][below(3)]
         stallNanosecondsMax = isLong ? graceNanoseconds / 200 : hasDMA ? graceNanoseconds / 8 : 20_000_000
         tickNanoseconds = isLong ? 500 : tick
         hasRing = maybe(2)
@@ -110,7 +117,7 @@ struct Plan {
         silentPunchOneIn = maybe(8) ? 20 : 0
         zapOneIn = maybe(4) ? 10 : 0
         spuriousWakeOneIn = maybe(3) ? 20 : 0
-        evicts = maybe(2) || budget >= pageCount
+        evicts = maybe(2) || budget >= pageCount || lifeNanoseconds > 0
 
         releases = maybe(3)
 
@@ -127,7 +134,7 @@ struct Plan {
     var description: String {
         """
         \(pages.count) of \(pageCount) pages, budget \(budget), grace \(graceMilliseconds) ms, read-ahead \(readAheadPagesMax), \(threads) threads × \(operations), \
-        \(dmaThreads) DMA × \(dmaPagesMax) pages, ring \(hasRing), discards \(discards), crashes \(crashOneIn == 0 ? 0 : crashes)
+        \(dmaThreads) DMA × \(dmaPagesMax) pages, ring \(hasRing), discards \(discards), crashes \(crashOneIn == 0 ? 0 : crashes)\(lifeNanoseconds == 0 ? "" : " every \(lifeNanoseconds / 1_000_000) ms")
         """
     }
 }

@@ -8,6 +8,11 @@ final class Servers {
     private var hasStarted = false
     private var threads: [Task] = []
     private(set) var startedAt: Int64 = 0
+    /// Of those that are dead.
+    private var lives: Int64 = 0
+
+    /// Time that a server lived.
+    var lived: Int64 { lives + (isServing ? world.now - startedAt : 0) }
     private(set) var isServing = false
     private var budget: UInt64
 
@@ -62,6 +67,7 @@ final class Servers {
     }
 
     func died() {
+        lives += world.now - startedAt
         isServing = false
         world.mayCrash = false
         // The dead process's objects are never released: its threads may be anywhere in them.

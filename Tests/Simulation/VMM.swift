@@ -95,6 +95,7 @@ final class VMM {
 
     /// Waits until the page can be accessed and does `body` to it in the same step. False: the access got SIGBUS.
     private func access(_ page: PageIndex, write: Bool, thread: Int, _ body: (PhysicalPage) -> Void) -> Bool {
+        var began: Int64?
         while true {
             switch world.memory.access(page, write: write) {
             case .page(let physical):
@@ -109,7 +110,8 @@ final class VMM {
             case .fault:
                 faults += 1
                 world.log("fault on page \(page)")
-                let waiter = world.memory.beginWait(page, thread: UInt32(thread + 1))
+                began = began ?? world.servers.lived
+                let waiter = world.memory.beginWait(page, thread: UInt32(thread + 1), lived: began!)
                 world.wait { waiter.isWoken }
                 world.memory.endWait(waiter)
             }
@@ -301,8 +303,14 @@ final class VMM {
     /// No fault may go unanswered while a server lives.
     func checkWaiters() {
         guard world.servers.isServing else { return }
-        for waiter in world.memory.waiters where !waiter.isWoken && world.now - max(waiter.since, world.servers.startedAt) > Self.unansweredNanosecondsMax {
-            return world.fail("a fault on page \(waiter.page) has not been answered for \((world.now - waiter.since) / 1_000_000_000) s")
+        for waiter in world.memory.waiters where !waiter.isWoken {
+            if world.now - max(waiter.since, world.servers.startedAt) > Self.unansweredNanosecondsMax {
+                return world.fail("a fault on page \(waiter.page) has not been answered for \((world.now - waiter.since) / 1_000_000_000) s")
+            }
+            // However many servers there were.
+            if plan.lifeNanoseconds > 0, world.servers.lived - waiter.lived > Int64(plan.graceMilliseconds) * 10_000_000 {
+                return world.fail("servers have lived for 10 grace times while a fault on page \(waiter.page) waited")
+            }
         }
     }
 

@@ -126,7 +126,7 @@ final class World {
     /// A call of the kernel: others may come first.
     func edge() {
         guard let task = current else { return }
-        if plan.crashOneIn > 0, mayCrash, task.epoch > 0, one(in: plan.crashOneIn) { crash() }
+        if mayCrash, task.epoch > 0, mustDie { crash() }
         if one(in: plan.edgeYieldOneIn) { leave(task) }
     }
 
@@ -134,7 +134,7 @@ final class World {
     func stepReached() {
         simulation_count(Int64(1 + below(plan.stepsPerYield * 2)))
         guard let task = current else { return }
-        if plan.crashOneIn > 0, mayCrash, task.epoch > 0, one(in: plan.crashOneIn) { crash() }
+        if mayCrash, task.epoch > 0, mustDie { crash() }
         leave(task)
     }
 
@@ -155,6 +155,11 @@ final class World {
     }
 
     func sleep(_ nanoseconds: Int64) { _ = wait(until: now + nanoseconds) { false } }
+
+    private var mustDie: Bool {
+        if plan.lifeNanoseconds > 0 { return servers.isServing && now - servers.startedAt >= (crashes == 0 ? plan.firstLifeNanoseconds : plan.lifeNanoseconds) }
+        return plan.crashOneIn > 0 && one(in: plan.crashOneIn)
+    }
 
     /// The server dies here.
     private func crash() -> Never {
