@@ -113,7 +113,9 @@ extension DeviceTests {
 
         /// A device whose last server has died with pages 1 and 2 in a pipe, judged written, to be put back after the grace time; those that a fault waits for after
         /// `awaited`. Nobody has lived for `dead`.
-        private static func left(_ directory: TemporaryDirectory, grace: Int64 = grace, awaited: Int64 = grace, dead: Int64 = 0) throws -> (MemoryDevice, ReclaimJournal) {
+        private static func left(
+            _ directory: TemporaryDirectory, grace: Int64 = grace, awaited: Int64 = grace, dead: Int64 = 0
+        ) throws -> (MemoryDevice, ReclaimJournal) {
             let device = try Guest.device(pages: 2048, budget: Budget.pagesMin, directory: directory) { $0.graceMilliseconds = grace }
             let journal = try ReclaimJournal()
             for page in [PageIndex(1), 2] {
