@@ -293,6 +293,9 @@ _Static_assert(sizeof(struct landlock_path) == 12, "kernel layout");
 
 int cvhost_restrict_files(const char *const paths[], const int32_t *writable, uint32_t count, int network)
 {
+	// It starts a program that names the functions of a report.
+	if (CVHOST_SANITIZED)
+		return -EOPNOTSUPP;
 	long version = syscall(SYS_landlock_create_ruleset, NULL, 0, 1);
 	if (version < 0)
 		return -errno;

@@ -33,7 +33,7 @@ package enum CallFilter {
     }
 
     /// Only files below these paths can be opened, nothing can be executed; without `network` no TCP port can be bound or connected to. Also holds for io_uring.
-    /// `ENOSYS`, `EOPNOTSUPP`: this kernel has no Landlock. Wraps `landlock_restrict_self(2)`.
+    /// `ENOSYS`, `EOPNOTSUPP`: this kernel has no Landlock, or the program was built with a sanitizer. Wraps `landlock_restrict_self(2)`.
     package static func restrictFiles(_ paths: [(path: String, access: Access)], network: Bool) throws(Errno) {
         let kinds = paths.map(\.access.rawValue)
         let strings = paths.map { unsafe strdup($0.path) }

@@ -44,7 +44,7 @@ extension FaultInjection {
             func end() {
                 disk.release()
                 #expect(a.detach() && b.detach())
-                #expect(daemon.end() == 0)
+                #expect(daemon.end() == 0, "\(daemon.log)")
             }
         }
 
@@ -182,7 +182,7 @@ extension FaultInjection {
             try #require(daemon.isServing)
             let refused = #expect(throws: RunningVM.Refused.self) { _ = try RunningVM("a", daemon) }
             #expect(refused?.text.contains("cannot do O_DIRECT; choose a state directory on a disk") == true, "\(refused?.text ?? "")")
-            #expect(daemon.end() == 0)
+            #expect(daemon.end() == 0, "\(daemon.log)")
         }
 
         @Test("A full ext4 stops the paging out of all VMs on it, loses nothing, and recovers when there is room") func fullExt4() throws {
@@ -210,7 +210,7 @@ extension FaultInjection {
             for vm in vms { #expect(eventually(within: 30_000) { (try? vm.status(daemon)).map { $0.resident <= $0.budget } ?? false }) }
             for (seed, vm) in vms.enumerated() { #expect(vm.firstWrong(vm.all, seed: UInt64(seed)) == nil) }
             for vm in vms { #expect(vm.detach()) }
-            #expect(daemon.end() == 0)
+            #expect(daemon.end() == 0, "\(daemon.log)")
         }
     }
 }

@@ -62,7 +62,7 @@ struct ConfinementTests {
         // CAP_SYS_RESOURCE, CAP_SETUID, CAP_SETGID, CAP_SETPCAP, CAP_KILL, CAP_DAC_READ_SEARCH.
         let keepers: UInt64 = 1 << 24 | 1 << 7 | 1 << 6 | 1 << 8 | 1 << 5 | 1 << 2
         for set in ["CapPrm", "CapEff", "CapBnd"] { #expect(capabilities(daemon.status(of: daemon.pid, set)) & ~(keepers | most) == 0, "\(set)") }
-        #expect(daemon.end() == 0)
+        #expect(daemon.end() == 0, "\(daemon.log)")
     }
 
     @Test("The state directory and what is in it are the server's alone; a VMM of another user gets the userfaultfd device") func files() throws {
@@ -78,7 +78,7 @@ struct ConfinementTests {
         let device = Descriptor(owning: try #require(reply.descriptor))
         #expect(try device.linkTarget() == "/dev/userfaultfd")
         #expect(client.call(.detach, Wire.u32(1, 0))?.value == 0)
-        #expect(daemon.end() == 0)
+        #expect(daemon.end() == 0, "\(daemon.log)")
     }
 
     @Test("Whatever is asked of it, the server is not killed by its filter") func everyCommand() throws {
@@ -101,7 +101,7 @@ struct ConfinementTests {
         #expect(client.call(.detach, Wire.u32(1, 0))?.value == 0)
         #expect(try ask(daemon, ControlRequest(.release, vm: "a")).ok == false)
         #expect(daemon.server == server, "\(daemon.log)")
-        #expect(daemon.end() == 0)
+        #expect(daemon.end() == 0, "\(daemon.log)")
     }
 
     @Test("The capabilities of the systemd unit are enough, from a root's state directory to the user's, twice") func unit() throws {

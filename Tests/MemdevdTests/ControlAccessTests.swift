@@ -65,7 +65,7 @@ import Testing
         #expect(lines.contains { $0.contains("vm=web") && $0.contains("budget of 64MiB by process") && $0.contains("(uid 1235, gid 1235)") })
         #expect(lines.contains { $0.contains("refused budget by process") && $0.contains("(uid 1234, gid 4712)") })
         #expect(lines.contains { $0.contains("refused a control connection by process") && $0.contains("(uid 1236, gid 1236)") })
-        #expect(daemon.end() == 0)
+        #expect(daemon.end() == 0, "\(daemon.log)")
     }
 
     @Test("By default the mode of the control socket decides, and who may connect may do everything") func controlByDefault() throws {
@@ -108,7 +108,7 @@ import Testing
         #expect(held.line() == "attached")
         held.kill()
         held.wait()
-        #expect(daemon.end() == 0)
+        #expect(daemon.end() == 0, "\(daemon.log)")
         #expect(access(path, F_OK) != 0)
     }
 

@@ -92,7 +92,7 @@ struct CrashTests {
         #expect(client.call(.detach, Wire.u32(1, 0))?.value == 0)
         // Nothing of the VM stays with the keeper.
         #expect(eventually { daemon.held.count <= heldBefore }, "\(daemon.held)")
-        #expect(daemon.end() == 0)
+        #expect(daemon.end() == 0, "\(daemon.log)")
     }
 
     /// Every thread gets somewhere.
@@ -145,6 +145,6 @@ struct CrashTests {
             "\(Self.kills) kills with \(vms.count) VMs: longest step of any VM around a kill, \(sorted.count) looked at: p50 \(quantile(0.5)) ms, p99 \(quantile(0.99)) ms"
         )
         for vm in vms { #expect(vm.detach()) }
-        #expect(daemon.end() == 0)
+        #expect(daemon.end() == 0, "\(daemon.log)")
     }
 }

@@ -36,7 +36,7 @@ extension FaultInjection {
             #expect(vms.removeLast().detach())
             #expect(eventually { (try? RunningVM("again", daemon, pages: 2048)).map { vms.append($0) } != nil }, "\(daemon.log.suffix(2000))")
             for vm in vms { #expect(vm.detach()) }
-            #expect(daemon.end() == 0)
+            #expect(daemon.end() == 0, "\(daemon.log)")
         }
 
         @Test("Idle connections that take every descriptor of the server do not touch a VM that runs") func connections() throws {
@@ -54,7 +54,7 @@ extension FaultInjection {
             #expect(eventually { (try? vm.status(daemon)) != nil })
             #expect(eventually { (try? RunningVM("b", daemon)).map { $0.detach() } ?? false })
             #expect(vm.detach())
-            #expect(daemon.end() == 0)
+            #expect(daemon.end() == 0, "\(daemon.log)")
         }
     }
 }

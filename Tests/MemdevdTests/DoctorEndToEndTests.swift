@@ -46,7 +46,7 @@ extension FaultInjection {
             #expect(try daemon.control(["doctor"]).status == 0)
             #expect(vm.firstWrong(vm.all, seed: 1) == nil)
             #expect(vm.detach() && other.detach())
-            #expect(daemon.end() == 0)
+            #expect(daemon.end() == 0, "\(daemon.log)")
         }
     }
 }

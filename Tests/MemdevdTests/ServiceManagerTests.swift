@@ -120,7 +120,7 @@ struct ServiceManagerTests {
         #expect(client.call(.detach, Wire.u32(2, 0))?.value == 0)
         #expect(eventually { manager.stored.isEmpty }, "\(manager.stored)")
         #expect(wrong(client, 6) == 0)
-        #expect(daemon.end() == 0)
+        #expect(daemon.end() == 0, "\(daemon.log)")
     }
 
     @Test("SIGUSR2 ends the keeper for another one to go on; without a store it does nothing") func replaced() throws {
@@ -177,7 +177,7 @@ struct ServiceManagerTests {
             passed: [("memdevd.socket", control.descriptor.number), ("memdevd.socket", vmm.descriptor.number)])
         #expect(early.negotiate())
         #expect(eventually { manager.texts.contains { $0.hasPrefix("READY=1") } })
-        #expect(daemon.end() == 0)
+        #expect(daemon.end() == 0, "\(daemon.log)")
         #expect(place.exists("memdevd.sock") && place.exists("control.sock"))
     }
 }

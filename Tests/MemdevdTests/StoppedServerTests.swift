@@ -26,7 +26,7 @@ extension FaultInjection {
                 #expect(counting.wrongs.prefix(3).isEmpty)
             }
             for vm in run.vms { #expect(vm.detach()) }
-            #expect(daemon.end() == 0)
+            #expect(daemon.end() == 0, "\(daemon.log)")
         }
 
         @Test("Stopped for three seconds again and again: its VMs stall, it goes on, nothing is lost") func short() throws {
@@ -103,7 +103,7 @@ extension FaultInjection {
             #expect(daemon.server == server)
             disk.release()
             #expect(vm.detach())
-            #expect(daemon.end() == 0)
+            #expect(daemon.end() == 0, "\(daemon.log)")
         }
     }
 }

@@ -72,7 +72,7 @@ extension FaultInjection {
             #expect(vm.firstWrong(PageRange(0, 2000), seed: 2) == nil && vm.firstWrong(PageRange(2000, vm.pages), seed: 1) == nil)
             #expect(eventually { daemon.log.contains("takeover number 2 of this VM") })
             #expect(vm.detach())
-            #expect(daemon.end() == 0)
+            #expect(daemon.end() == 0, "\(daemon.log)")
         }
 
         @Test("A record of an unknown build is refused with everything kept: its VM waits, others live, and a server that knows it adopts it") func newer()
@@ -102,7 +102,7 @@ extension FaultInjection {
             reader.join()
             #expect(checked.current == .some(nil), "first wrong page")
             #expect(vm.detach())
-            #expect(daemon.end() == 0)
+            #expect(daemon.end() == 0, "\(daemon.log)")
         }
     }
 }

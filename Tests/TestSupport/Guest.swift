@@ -61,10 +61,10 @@ package final class Guest: @unchecked Sendable {
 
     /// Orders everything out; true when nothing is left in DRAM.
     @discardableResult
-    package func evictAll(within milliseconds: Int64 = 20_000) -> Bool { evict(pages: device.pageCount, within: milliseconds) && device.residentPages == 0 }
+    package func evictAll(within milliseconds: Int64 = 60_000) -> Bool { evict(pages: device.pageCount, within: milliseconds) && device.residentPages == 0 }
 
     @discardableResult
-    package func evict(pages: UInt64, within milliseconds: Int64 = 20_000) -> Bool {
+    package func evict(pages: UInt64, within milliseconds: Int64 = 60_000) -> Bool {
         guard let request = device.evict(pages: pages) else { return false }
         return eventually(within: milliseconds) { request.isDone.load(ordering: .acquiring) }
     }
