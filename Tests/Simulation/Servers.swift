@@ -159,7 +159,7 @@ final class Servers {
             repeat {
                 world.sleep(world.plan.graceMilliseconds * 500_000 + 20_000_000)
                 turns += 1
-            } while turns < 500 && !isQuiet
+            } while turns < 5000 && !isQuiet  // Orders of an operator who never waited may have to be worked off.
             checkTable()
             if world.plan.releases { release() }
             isEnded = true
