@@ -60,6 +60,30 @@ uint32_t cvhost_page_checksum_portable(const void *page, uint64_t index)
 	return checksum_portable(page, index);
 }
 
+#define PRIME1 0x9E3779B185EBCA87ULL
+#define PRIME2 0xC2B2AE3D27D4EB4FULL
+#define PRIME3 0x165667B19E3779F9ULL
+#define PRIME4 0x85EBCA77C2B2AE63ULL
+
+static inline uint64_t rotated(uint64_t value, int bits) { return value << bits | value >> (64 - bits); }
+static inline uint64_t mixed(uint64_t lane, uint64_t word) { return rotated(lane + word * PRIME2, 31) * PRIME1; }
+
+uint64_t cvhost_page_digest(const void *page)
+{
+	const uint64_t *words = page;
+	uint64_t lanes[4] = { PRIME1 + PRIME2, PRIME2, 0, 0 - PRIME1 };
+	for (int i = 0; i < CVHOST_PAGE_SIZE / 8; i += 4)
+		for (int lane = 0; lane < 4; lane++)
+			lanes[lane] = mixed(lanes[lane], words[i + lane]);
+	uint64_t hash = rotated(lanes[0], 1) + rotated(lanes[1], 7) + rotated(lanes[2], 12) + rotated(lanes[3], 18);
+	for (int lane = 0; lane < 4; lane++)
+		hash = (hash ^ mixed(0, lanes[lane])) * PRIME1 + PRIME4;
+	hash += CVHOST_PAGE_SIZE;
+	hash = (hash ^ hash >> 33) * PRIME2;
+	hash = (hash ^ hash >> 29) * PRIME3;
+	return hash ^ hash >> 32;
+}
+
 int cvhost_page_is_zero(const void *page)
 {
 	const unsigned char *bytes = page;

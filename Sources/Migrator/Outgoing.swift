@@ -92,6 +92,13 @@ private final class Sender {
     private var dram: Batch
     private var cold: Batch
     private var zeros: [PageRange] = []
+    private var provisional: ProvisionalPages
+    /// Waiting for quiet brings no more: pages that are not quiet go too, and are compared later.
+    private var isEager = false
+    /// Pages that the last scan found written, among others.
+    private var marked: UInt64 = 0
+    /// Room for a run that is only compared.
+    private let scratch: UnsafeMutableRawPointer
     private var results: [PageCopier.Copy] = []
     private var isHolding = false
     private var roundBegan: Int64 = 0
@@ -111,7 +118,10 @@ private final class Sender {
     }
     private let memory: Mapping
 
+    /// From one round to the next. What a round finds is what the last pass would, so eager ones are short.
     private static let turnNanoseconds: Int64 = 200_000_000
+    private static let eagerTurnNanoseconds: Int64 = 50_000_000
+    private var turnNanoseconds: Int64 { isEager ? Self.eagerTurnNanoseconds : Self.turnNanoseconds }
     private static let aliveNanoseconds: Int64 = 2_000_000_000
 
     init(device: MemoryDevice, copier: PageCopier, link: PeerLink, options: Outgoing.Options, owner: Outgoing) throws(MigrationFailure) {
@@ -131,10 +141,12 @@ private final class Sender {
         limit = RateLimit(bytesPerSecond: options.bytesPerSecondMax)
         isResidentThere = PageSet(count: device.pageCount)
         isColdThere = PageSet(count: device.pageCount)
+        provisional = ProvisionalPages(count: device.pageCount)
         let bytes = PagesHead.pagesMax * pageBytes
-        do throws(Errno) { memory = try Mapping(anonymousHuge: bytes * 2) } catch { throw .local("no memory for buffers: \(error)") }
+        do throws(Errno) { memory = try Mapping(anonymousHuge: bytes * 3) } catch { throw .local("no memory for buffers: \(error)") }
         dram = unsafe Batch(memory: memory.address, place: .dram)
         cold = unsafe Batch(memory: memory.address + bytes, place: .ssd)
+        scratch = unsafe memory.address + bytes * 2
         lastHeard = Clock.nanoseconds()
     }
 
@@ -164,13 +176,13 @@ private final class Sender {
     }
 
     private func pause() -> Int32 {
-        if case .waiting = machine.state { return Int32(max(1, (roundBegan + Self.turnNanoseconds - Clock.nanoseconds()) / 1_000_000)) }
+        if case .waiting = machine.state { return Int32(max(1, (roundBegan + turnNanoseconds - Clock.nanoseconds()) / 1_000_000)) }
         return 1000
     }
 
     private func tick() {
         let now = Clock.nanoseconds()
-        if case .waiting = machine.state, now - roundBegan >= Self.turnNanoseconds { handle(.turn) }
+        if case .waiting = machine.state, now - roundBegan >= turnNanoseconds { handle(.turn) }
         if copier.isStopped { handle(.failed("the VMM of \(device.name) has ended")) }
         if now - lastHeard > Int64(PeerLink.silenceMilliseconds) * 1_000_000 { handle(.lost(.link("the destination is silent", .timedOut))) }
         if now - lastAlive > Self.aliveNanoseconds, !machine.isOver, !machine.isCut {
@@ -307,17 +319,24 @@ private final class Sender {
             figures.pagesDone = figures.pagesTotal
         } else {
             try scan()
+            try compare(isLast: false)
             try copyMarked(isLast: false)
         }
         try flush()
         noteRate(bytes: link.bytesSent - bytesBefore, nanoseconds: Clock.nanoseconds() - roundBegan)
-        figures.pagesLeft = device.table.dirtyLog.count
-        figures.downtimeEstimate = Convergence.estimate(pages: figures.pagesLeft, bytesPerSecond: figures.bytesPerSecond)
-        let judgement = convergence.judge(pagesLeft: figures.pagesLeft, bytesPerSecond: figures.bytesPerSecond)
+        // Eager rounds leave nothing that is known of: as much will have been written by the last pass as was by this one.
+        figures.pagesLeft = max(device.table.dirtyLog.count, isEager ? marked : 0)
+        figures.downtimeEstimate = Convergence.estimate(pages: figures.pagesLeft, bytesPerSecond: figures.bytesPerSecond, compared: provisional.count)
+        let judgement = convergence.judge(milliseconds: figures.downtimeEstimate)
+        if judgement == .flat, !isEager {
+            isEager = true
+            convergence = Convergence(downtimeMilliseconds: options.downtimeMilliseconds)
+            return false
+        }
         figures.isFlat = judgement == .flat
         if judgement != .again { return true }
         // Pages that were just written become quiet only with time.
-        let rest = roundBegan + Self.turnNanoseconds - Clock.nanoseconds()
+        let rest = roundBegan + turnNanoseconds - Clock.nanoseconds()
         if rest > 0, round > 0 { Clock.sleep(microseconds: UInt32(rest / 1000)) }
         return false
     }
@@ -328,6 +347,7 @@ private final class Sender {
         hold(true)
         let before = figures.residentPages + figures.ssdPages + figures.zeroPages
         try scan()
+        try compare(isLast: true)
         var turns = 0
         while true {
             try copyMarked(isLast: true)
@@ -345,11 +365,47 @@ private final class Sender {
 
     private static let lastTurnsMax = 4000
 
+    /// Looks at the pages that were sent while an I/O could land in them, if none can any more: those that have changed go again. After a scan.
+    private func compare(isLast: Bool) throws(MigrationFailure) {
+        let log = device.table.dirtyLog
+        var run: PageRange?
+        for page in provisional.pages {
+            if log.contains(page) {
+                // It goes again, whatever is in it.
+                provisional.remove(page)
+            } else if copier.place(of: page) != .dram {
+                // What is in its slot, or nowhere, is not what was sent, as far as is known.
+                log.set(page)
+                provisional.remove(page)
+            } else if isLast || copier.isQuiet(page) {
+                if let last = run, last.end == page, last.count < UInt64(PagesHead.pagesMax) {
+                    run!.end += 1
+                } else {
+                    if let run { try compare(run) }
+                    run = PageRange(page, page + 1)
+                }
+            }
+        }
+        if let run { try compare(run) }
+    }
+
+    private func compare(_ run: PageRange) throws(MigrationFailure) {
+        do throws(PageCopier.Failure) { try unsafe copier.copyResident(run, into: scratch, &results) } catch { throw .local("VM \(device.name): \(error)") }
+        for (index, result) in results.enumerated() {
+            let page = run.start + UInt64(index)
+            // One that was on its way somewhere is marked by now.
+            if result != .busy, unsafe PageContent.digest(scratch + index * pageBytes) != provisional.digest(of: page) { device.table.dirtyLog.set(page) }
+            provisional.remove(page)
+        }
+    }
+
     private func copyMarked(isLast: Bool) throws(MigrationFailure) {
         let log = device.table.dirtyLog
+        marked = 0
         for index in log.takes {
             let bits = log.take(index)
             if bits == 0 { continue }
+            marked += UInt64(bits.nonzeroBitCount)
             let first = UInt64(index) << 6
             var run: PageIndex?
             for bit in 0...UInt64(64) {
@@ -395,6 +451,7 @@ private final class Sender {
             switch place {
             case .zero:
                 while end < pages.upperBound, copier.place(of: end) == .zero { end += 1 }
+                for zero in page..<end { provisional.remove(zero) }
                 // Nothing has been sent of them: that is what they are there.
                 if !isFirst { try sendZeros(PageRange(page, end)) }
             case .busy:
@@ -403,7 +460,7 @@ private final class Sender {
                 throw .local("\(PageCopier.Failure.poisoned(page))")
             case .ssd:
                 while end < pages.upperBound, end - page < UInt64(PagesHead.pagesMax), copier.place(of: end) == .ssd { end += 1 }
-                try send(PageRange(page, end), fromSSD: true, toDRAM: false)
+                try send(PageRange(page, end), fromSSD: true, toDRAM: false, isFinal: true)
             case .dram:
                 end = try copyResident(page, pages.upperBound, isFirst: isFirst, isLast: isLast)
             }
@@ -414,23 +471,23 @@ private final class Sender {
     /// Copies one run of resident pages that go to one place; returns its end.
     private func copyResident(_ start: PageIndex, _ limit: PageIndex, isFirst: Bool, isLast: Bool) throws(MigrationFailure) -> PageIndex {
         var end = start
-        var kind: (isWanted: Bool, toDRAM: Bool)?
+        var kind: (isFinal: Bool, toDRAM: Bool)?
         while end < limit, end - start < UInt64(PagesHead.pagesMax), copier.place(of: end) == .dram {
-            let isQuiet = isLast || copier.isQuiet(end)
-            if let kind, kind.isWanted != isQuiet { break }
+            let isFinal = isLast || copier.isQuiet(end)
+            if let kind, kind.isFinal != isFinal { break }
             var toDRAM = false
-            if isQuiet {
+            if isFinal || isEager {
                 toDRAM = goesToDRAM(end, pending: end - start, isFirst: isFirst)
                 if let kind, kind.toDRAM != toDRAM { break }
             }
-            kind = (isQuiet, toDRAM)
+            kind = (isFinal, toDRAM)
             end += 1
         }
         guard let kind else { return start + 1 }
-        if kind.isWanted {
-            try send(PageRange(start, end), fromSSD: false, toDRAM: kind.toDRAM)
+        if kind.isFinal || isEager {
+            try send(PageRange(start, end), fromSSD: false, toDRAM: kind.toDRAM, isFinal: kind.isFinal)
         } else {
-            // A copy would be provisional (rule R4): later.
+            // A copy would be provisional (rule R4): later, when there may be nothing left to compare.
             for page in start..<end { device.table.dirtyLog.set(page) }
         }
         return end
@@ -444,7 +501,7 @@ private final class Sender {
 
     // MARK: Sending
 
-    private func send(_ run: PageRange, fromSSD: Bool, toDRAM: Bool) throws(MigrationFailure) {
+    private func send(_ run: PageRange, fromSSD: Bool, toDRAM: Bool, isFinal: Bool) throws(MigrationFailure) {
         var run = run
         while !run.isEmpty {
             if (toDRAM ? dram.room : cold.room) == 0 { try toDRAM ? flush(&dram) : flush(&cold) }
@@ -458,6 +515,12 @@ private final class Sender {
             var kept: [MovedPage] = []
             for (index, result) in results.enumerated() {
                 let page = piece.start + UInt64(index)
+                if isFinal || result == .busy {
+                    provisional.remove(page)
+                } else {
+                    // Of zeros, too: an I/O may be about to land in them.
+                    provisional.insert(page, digest: unsafe PageContent.digest(target + index * pageBytes))
+                }
                 switch result {
                 case .content(let checksum, let heat, _):
                     if kept.count < index { unsafe memcpyPage(target + kept.count * pageBytes, target + index * pageBytes) }

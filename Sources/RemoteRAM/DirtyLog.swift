@@ -37,6 +37,8 @@ package final class DirtyLog: @unchecked Sendable {
     @inline(__always)
     package func set(_ page: PageIndex) { unsafe words[Int(page >> 6)].bitwiseOr(1 << (page & 63), ordering: .sequentiallyConsistent) }
 
+    package func contains(_ page: PageIndex) -> Bool { unsafe words[Int(page >> 6)].load(ordering: .sequentiallyConsistent) & (1 << (page & 63)) != 0 }
+
     /// Takes the marks of pages 64 × `index` to 64 × `index` + 63; before they are copied.
     package func take(_ index: Int) -> UInt64 {
         if unsafe words[index].load(ordering: .relaxed) == 0 { return 0 }

@@ -4,7 +4,7 @@ package import Kernel
 /// Copies the pages of a running device for another host, without changing anything here: nothing is paged in or out for it.
 ///
 /// A copy may be older than the page when it is taken; the dirty log then has the page, or gets it by the next scan. While a page could still be the target of
-/// an I/O of the VMM (rule R4: its last report is younger than the grace time), a copy would be provisional, so it is not taken before the last pass.
+/// an I/O of the VMM (rule R4: its last report is younger than the grace time), a copy is provisional: who takes it must compare the page when it is quiet.
 /// Concurrency: belongs to the migration thread.
 package final class PageCopier {
     package let pageCount: UInt64

@@ -37,6 +37,14 @@ import Testing
         }
     }
 
+    /// By the xxhash package of Python.
+    @Test("The digest is XXH64") func digest() {
+        let counting = (0..<4096).map { UInt8(truncatingIfNeeded: $0 * 7 + 3) }
+        #expect(counting.withUnsafeBytes { unsafe PageContent.digest($0.baseAddress!) } == 0x7963_98cd_4327_97cc)
+        let zeros = [UInt8](repeating: 0, count: 4096)
+        #expect(zeros.withUnsafeBytes { unsafe PageContent.digest($0.baseAddress!) } == 0xac86_9b6f_32d8_bbdb)
+    }
+
     @Test("A page of zeros is zero, with any one byte set it is not") func zeroTest() {
         var bytes = [UInt8](repeating: 0, count: 4096)
         #expect(bytes.withUnsafeBytes { unsafe PageContent.isZero($0.baseAddress!) })

@@ -41,6 +41,30 @@ import Testing
         move.source.stop()
     }
 
+    /// An O_DIRECT read that ends long after it was submitted: nobody reports what it leaves.
+    @Test("Pages that an I/O may land in go early and are compared at the end: one that has changed unreported goes again, no other") func landsLate() throws {
+        let move = try Move(seed: SeededGenerator(for: "landsLate"), noDMA: false, grace: 60_000)
+        move.writer.fill()
+        try move.start()
+        #expect(move.wait(for: .waiting), "\(move.outgoing.figures)")
+        #expect(!move.outgoing.figures.isFlat && move.outgoing.figures.residentPages >= 2000)
+        // Pages with contents, and one of zeros that a guest has touched.
+        _ = move.guest[16, 0]
+        let late: [PageIndex] = [5, 16, 700, 701, 2999]
+        var landed: UInt64 = 0xD1EC_7000_0000_0001
+        for page in late { try unsafe withUnsafeBytes(of: &landed) { try unsafe move.source.memfd.write($0, at: page << pageShift + 2400) } }
+        move.outgoing.order(.finish)
+        #expect(move.wait(for: .ready), "\(move.outgoing.figures)")
+        #expect(move.outgoing.figures.lastPassPages <= UInt64(late.count))
+        move.outgoing.order(.commit)
+        #expect(move.wait(for: .done))
+        move.join()
+        for page in late { #expect(move.target.guest[page, 300] == landed, "page \(page)") }
+        #expect(move.writer.firstWrong(in: move.target.guest) == nil)
+        move.target.guest.stop()
+        move.source.stop()
+    }
+
     @Test("Pages that came straight onto the SSD are found when the VM moves on") func movesOn() throws {
         let move = try Move(seed: SeededGenerator(for: "movesOn"), room: 1024)
         move.writer.fill()

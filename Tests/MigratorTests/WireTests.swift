@@ -152,10 +152,11 @@ import Testing
 @Suite struct ConvergenceTests {
     @Test("Little is enough, much that shrinks goes on, much that does not is flat") func judges() {
         var convergence = Convergence(downtimeMilliseconds: 50)
-        #expect(convergence.judge(pagesLeft: 10_000, bytesPerSecond: 1e9) == .enough)
+        #expect(convergence.judge(milliseconds: Convergence.estimate(pages: 10_000, bytesPerSecond: 1e9)) == .enough)
         convergence = Convergence(downtimeMilliseconds: 50)
-        for round in 0..<8 { #expect(convergence.judge(pagesLeft: 100_000 - UInt64(round) * 2000, bytesPerSecond: 1e9) == .again) }
-        #expect(convergence.judge(pagesLeft: 60_000, bytesPerSecond: 1e9) == .again)
-        #expect(convergence.judge(pagesLeft: 98_000, bytesPerSecond: 1e9) == .flat)
+        for round in 0..<8 { #expect(convergence.judge(milliseconds: 400 - 8 * Double(round)) == .again) }
+        #expect(convergence.judge(milliseconds: 240) == .again)
+        #expect(convergence.judge(milliseconds: 392) == .flat)
+        #expect(Convergence.estimate(pages: 0, bytesPerSecond: 1e9, compared: 25_000) < 60, "comparing costs less than sending")
     }
 }

@@ -13,6 +13,9 @@ uint32_t cvhost_page_checksum(const void *page, uint64_t index);
 // The same, bit by bit, for machines without the instruction and for tests.
 uint32_t cvhost_page_checksum_portable(const void *page, uint64_t index);
 
+// XXH64 with seed 0.
+uint64_t cvhost_page_digest(const void *page);
+
 // 1 when all bytes of the page are zero.
 int cvhost_page_is_zero(const void *page);
 
