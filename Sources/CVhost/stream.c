@@ -141,14 +141,18 @@ int64_t cvhost_stream_send(int fd, const void *first, uint64_t first_length, con
 	return n < 0 ? -errno : n;
 }
 
-int64_t cvhost_stream_receive(int fd, void *buffer, uint64_t length)
+static int64_t receive(int fd, void *buffer, uint64_t length, int flags)
 {
 	ssize_t n;
 	do {
-		n = recv(fd, buffer, length, MSG_WAITALL);
+		n = recv(fd, buffer, length, flags);
 	} while (n < 0 && errno == EINTR);
 	return n < 0 ? -errno : n;
 }
+
+int64_t cvhost_stream_receive(int fd, void *buffer, uint64_t length) { return receive(fd, buffer, length, MSG_WAITALL); }
+
+int64_t cvhost_stream_receive_some(int fd, void *buffer, uint64_t length) { return receive(fd, buffer, length, 0); }
 
 int cvhost_poll_either(int first, int second, int milliseconds)
 {

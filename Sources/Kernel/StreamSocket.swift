@@ -72,6 +72,11 @@ package final class StreamSocket: Sendable {
         return true
     }
 
+    /// What has come, at least one byte; 0 at the end of the stream.
+    package func receiveSome(into buffer: UnsafeMutableRawBufferPointer) throws(Errno) -> Int {
+        Int(try Self.checkWait(unsafe cvhost_stream_receive_some(descriptor.number, buffer.baseAddress!, UInt64(buffer.count))))
+    }
+
     private static func checkWait(_ result: Int64) throws(Errno) -> Int64 {
         if result == -Int64(EAGAIN) { throw .timedOut }
         return try check(result)

@@ -9,12 +9,18 @@ package struct Convergence: Equatable, Sendable {
     }
 
     private let downtimeMilliseconds: Double
-    private var history: [Double] = []
-    /// Rounds over which less must become left, or it counts as flat: with 200 ms each, longer than the grace time.
+    /// The least so far, or a little more, and how many rounds ago that was.
+    private var best = Double.infinity
+    private var roundsSinceBest = 0
+    private var roundsLeft: Int
+    /// Rounds within which less must become left, or it counts as flat: with 200 ms each, longer than the grace time.
     private static let window = 8
-    private static let roundsMax = 600
 
-    package init(downtimeMilliseconds: Int) { self.downtimeMilliseconds = Double(downtimeMilliseconds) }
+    /// `roundsMax`: what a guest that now writes less, now more, is worth.
+    package init(downtimeMilliseconds: Int, roundsMax: Int = 60) {
+        self.downtimeMilliseconds = Double(downtimeMilliseconds)
+        roundsLeft = roundsMax
+    }
 
     /// Milliseconds that the last pass would take: `pages` are sent, `compared` are read and compared.
     package static func estimate(pages: UInt64, bytesPerSecond: Double, compared: UInt64 = 0) -> Double {
@@ -33,11 +39,15 @@ package struct Convergence: Equatable, Sendable {
 
     /// After each round: the estimate.
     package mutating func judge(milliseconds: Double) -> Judgement {
-        history.append(milliseconds)
         if milliseconds <= downtimeMilliseconds { return .enough }
-        if history.count > Self.roundsMax { return .flat }
-        guard history.count > Self.window else { return .again }
-        let before = history[history.count - 1 - Self.window]
-        return milliseconds > 0.9 * before ? .flat : .again
+        roundsLeft -= 1
+        if roundsLeft <= 0 { return .flat }
+        if milliseconds <= 0.9 * best {
+            best = milliseconds
+            roundsSinceBest = 0
+            return .again
+        }
+        roundsSinceBest += 1
+        return roundsSinceBest >= Self.window ? .flat : .again
     }
 }

@@ -29,14 +29,19 @@ package struct Arrival: Sendable {
 /// Receives one device from another host. `DestinationMachine` decides, this does.
 /// Concurrency: `run` on the connection's thread; `figures` and `cut` from any.
 package final class Incoming: Sendable {
-    private let target: any MigrationTarget
     private let socket: StreamSocket
+    private let open: @Sendable (StreamSocket) throws(MigrationFailure) -> (any PeerStream, any MigrationTarget)
     private let shown = Mutex(MigrationFigures())
     private let name = Mutex<String?>(nil)
 
-    package init(_ socket: StreamSocket, target: any MigrationTarget) {
+    package convenience init(_ socket: StreamSocket, target: any MigrationTarget) {
+        self.init(socket) { (socket) throws(MigrationFailure) in (socket, target) }
+    }
+
+    /// `open` makes a stream of the socket and finds out who is there, on the connection's thread.
+    package init(_ socket: StreamSocket, open: @escaping @Sendable (StreamSocket) throws(MigrationFailure) -> (any PeerStream, any MigrationTarget)) {
         self.socket = socket
-        self.target = target
+        self.open = open
         shown.withLock { $0.began = Clock.nanoseconds() }
     }
 
@@ -46,7 +51,8 @@ package final class Incoming: Sendable {
 
     package func run() {
         do throws(MigrationFailure) {
-            let link = try PeerLink(socket, isSource: false, epoch: 0)
+            let (stream, target) = try open(socket)
+            let link = try PeerLink(stream, isSource: false, epoch: 0)
             let receiver = Receiver(link: link, target: target) { figures, vm in
                 self.shown.withLock { $0 = figures }
                 self.name.withLock { $0 = vm }

@@ -43,7 +43,7 @@ package final class Outgoing: Sendable {
     package func takeRefusal() -> String? { refusals.withLock { $0.popLast() } }
 
     /// Runs the migration to its end, done or failed.
-    package func run(connect: () throws(MigrationFailure) -> StreamSocket) {
+    package func run(connect: () throws(MigrationFailure) -> any PeerStream) {
         do throws(MigrationFailure) {
             guard let copier = PageCopier(device) else { throw .local("VM \(device.name) has no running VMM") }
             guard device.table.poisonedPages == 0 else {
@@ -121,6 +121,7 @@ private final class Sender {
     /// From one round to the next. What a round finds is what the last pass would, so eager ones are short.
     private static let turnNanoseconds: Int64 = 200_000_000
     private static let eagerTurnNanoseconds: Int64 = 50_000_000
+    private static let eagerRoundsMax = 12
     private var turnNanoseconds: Int64 { isEager ? Self.eagerTurnNanoseconds : Self.turnNanoseconds }
     private static let aliveNanoseconds: Int64 = 2_000_000_000
 
@@ -330,7 +331,8 @@ private final class Sender {
         let judgement = convergence.judge(milliseconds: figures.downtimeEstimate)
         if judgement == .flat, !isEager {
             isEager = true
-            convergence = Convergence(downtimeMilliseconds: options.downtimeMilliseconds)
+            // Each sends again what is written all the time.
+            convergence = Convergence(downtimeMilliseconds: options.downtimeMilliseconds, roundsMax: Self.eagerRoundsMax)
             return false
         }
         figures.isFlat = judgement == .flat
@@ -390,11 +392,17 @@ private final class Sender {
     }
 
     private func compare(_ run: PageRange) throws(MigrationFailure) {
-        do throws(PageCopier.Failure) { try unsafe copier.copyResident(run, into: scratch, &results) } catch { throw .local("VM \(device.name): \(error)") }
-        for (index, result) in results.enumerated() {
-            let page = run.start + UInt64(index)
-            // One that was on its way somewhere is marked by now.
-            if result != .busy, unsafe PageContent.digest(scratch + index * pageBytes) != provisional.digest(of: page) { device.table.dirtyLog.set(page) }
+        let departures = device.table.departures
+        do throws(PageCopier.Failure) {
+            try unsafe copier.readResident(run, into: scratch)
+        } catch {
+            throw .local("VM \(device.name): \(error)")
+        }
+        let nothingLeft = device.table.departures == departures
+        for page in run.start..<run.end {
+            let digest = unsafe PageContent.digest(scratch + Int(page - run.start) * pageBytes)
+            // One that has left DRAM meanwhile may have been read as a hole.
+            if !nothingLeft || copier.place(of: page) != .dram || digest != provisional.digest(of: page) { device.table.dirtyLog.set(page) }
             provisional.remove(page)
         }
     }

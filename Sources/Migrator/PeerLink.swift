@@ -3,7 +3,7 @@ package import Kernel
 /// Frames over a connected stream.
 /// Concurrency: one thread sends and receives; `cut` from any.
 package final class PeerLink: @unchecked Sendable {
-    private let socket: StreamSocket
+    private let socket: any PeerStream
     private var sending: FrameOrder
     private var receiving: FrameOrder
     package private(set) var bytesSent: UInt64 = 0
@@ -18,7 +18,7 @@ package final class PeerLink: @unchecked Sendable {
     package static let silenceMilliseconds: Int32 = 15_000
 
     /// The source names the epoch; the destination (0) takes what comes.
-    package init(_ socket: StreamSocket, isSource: Bool, epoch: UInt64) throws(MigrationFailure) {
+    package init(_ socket: any PeerStream, isSource: Bool, epoch: UInt64) throws(MigrationFailure) {
         self.socket = socket
         sending = FrameOrder(fromSource: isSource, epoch: epoch)
         receiving = FrameOrder(fromSource: !isSource, epoch: epoch)
@@ -47,7 +47,7 @@ package final class PeerLink: @unchecked Sendable {
         unsafe first.withUnsafeBytes { buffer in
             do throws(Errno) { try unsafe socket.send(buffer, second) } catch { failure = error }
         }
-        if let failure { throw .link("sending", failure) }
+        if let failure { throw broken("sending", failure) }
         bytesSent += UInt64(first.count + second.count)
     }
 
@@ -70,9 +70,11 @@ package final class PeerLink: @unchecked Sendable {
         do throws(Errno) {
             guard try unsafe socket.receive(into: buffer) else { throw .protocolError }
         } catch {
-            throw .link("receiving pages", error)
+            throw broken("receiving pages", error)
         }
     }
+
+    private func broken(_ what: String, _ error: Errno) -> MigrationFailure { .link(socket.explanation.map { "\(what) (\($0))" } ?? what, error) }
 
     private func read(_ count: Int) throws(MigrationFailure) -> [UInt8] {
         guard let bytes = try read(count, isFirst: false) else { throw .link("receiving", .protocolError) }
@@ -88,7 +90,7 @@ package final class PeerLink: @unchecked Sendable {
         }
         switch result {
         case .success(let isThere): return isThere ? bytes : nil
-        case .failure(let error): throw .link("receiving", error)
+        case .failure(let error): throw broken("receiving", error)
         }
     }
 

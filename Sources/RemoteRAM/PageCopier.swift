@@ -89,12 +89,7 @@ package final class PageCopier {
         let departures = table.departures
         var isResident = [Bool](repeating: false, count: Int(run.count))
         for page in run.start..<run.end { isResident[Int(page - run.start)] = table[page].phase == .dram }
-        do throws(Errno) {
-            let got = try unsafe core.memfd.read(into: UnsafeMutableRawBufferPointer(start: buffer, count: Int(run.bytes)), at: run.offset)
-            guard got == Int(run.bytes) else { throw .io }
-        } catch {
-            throw .unreadable(run.start, error)
-        }
+        try unsafe readResident(run, into: buffer)
         let nothingLeft = table.departures == departures
         for page in run.start..<run.end {
             let at = unsafe buffer + Int((page - run.start) << pageShift)
@@ -109,6 +104,16 @@ package final class PageCopier {
             } else {
                 results.append(.content(checksum: unsafe PageContent.checksum(at, index: page), heat: entry.heat, fromSSD: false))
             }
+        }
+    }
+
+    /// Reads a run as it is in the memfd: pages that are away are zeros.
+    package func readResident(_ run: PageRange, into buffer: UnsafeMutableRawPointer) throws(Failure) {
+        do throws(Errno) {
+            let got = try unsafe core.memfd.read(into: UnsafeMutableRawBufferPointer(start: buffer, count: Int(run.bytes)), at: run.offset)
+            guard got == Int(run.bytes) else { throw .io }
+        } catch {
+            throw .unreadable(run.start, error)
         }
     }
 

@@ -47,8 +47,14 @@ public struct DaemonSettings: Sendable, Equatable {
     public var peerListen: String?
     /// Hosts that VMs may be moved to and come from.
     public var peers: [Peer] = []
+    /// This host's certificate and its key, and the authority that other hosts' certificates must be of: PEM files. All three or none.
+    public var peerCertificate: String?
+    public var peerKey: String?
+    public var peerAuthority: String?
     /// Whether VMs may be moved over connections that are not encrypted.
     public var peerPlaintext = false
+
+    public var hasPeerCertificate: Bool { peerCertificate != nil && peerKey != nil && peerAuthority != nil }
 
     public var logLevel = LogLevel.info
     /// What is set for single VMs, by vm-id.

@@ -125,10 +125,22 @@ extension DaemonSettings {
     }
 
     private func peerProblems() -> [SettingsProblem] {
-        guard peerListen != nil, !peerPlaintext else { return [] }
-        let message =
-            "peer-listen: connections between hosts cannot be encrypted yet: say peer-plaintext: true if their network is trusted, or leave peer-listen out"
-        return [SettingsProblem(place: .combination, message: message)]
+        let files = [("peer-certificate", peerCertificate), ("peer-key", peerKey), ("peer-authority", peerAuthority)]
+        let missing = files.filter { $0.1 == nil }.map(\.0)
+        var messages: [String] = []
+        if (1...2).contains(missing.count) {
+            messages.append(
+                "\(missing.joined(separator: " and ")) missing: connections between hosts need peer-certificate, peer-key and peer-authority together")
+        }
+        if missing.isEmpty, peerPlaintext {
+            messages.append("peer-plaintext: true and peer-certificate contradict each other: leave one out, the same one on both hosts")
+        }
+        if peerListen != nil, missing.count == files.count, !peerPlaintext {
+            messages.append(
+                "peer-listen: nothing to encrypt connections with: set peer-certificate, peer-key and peer-authority ('memdevctl pki' makes them), or peer-plaintext: true if the network is trusted"
+            )
+        }
+        return messages.map { SettingsProblem(place: .combination, message: $0) }
     }
 
     private func combinationProblems(of vm: String, _ target: VMSettings) -> [SettingsProblem] {

@@ -122,6 +122,21 @@ extension SettingKey where Target == DaemonSettings {
         } text: {
             $0.peers.isEmpty ? "none" : $0.peers.map { "\($0.name)=\($0.address)" }.joined(separator: ",")
         },
+        SettingKey(name: "peer-certificate") { (text, target) throws(ValueError) in
+            target.peerCertificate = text == "none" ? nil : try SettingValue.file(text)
+        } text: {
+            $0.peerCertificate ?? "none"
+        },
+        SettingKey(name: "peer-key") { (text, target) throws(ValueError) in
+            target.peerKey = text == "none" ? nil : try SettingValue.file(text)
+        } text: {
+            $0.peerKey ?? "none"
+        },
+        SettingKey(name: "peer-authority") { (text, target) throws(ValueError) in
+            target.peerAuthority = text == "none" ? nil : try SettingValue.file(text)
+        } text: {
+            $0.peerAuthority ?? "none"
+        },
         SettingKey(name: "peer-plaintext") { (text, target) throws(ValueError) in
             target.peerPlaintext = try SettingValue.boolean(text)
         } text: {

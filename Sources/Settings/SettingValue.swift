@@ -52,6 +52,13 @@ enum SettingValue {
         return path
     }
 
+    /// A file's path. Whether the file is there is seen when it is read.
+    static func file(_ text: String) throws(ValueError) -> String {
+        let path = try directory(text, bytesMax: 4095)
+        guard path != "/", !text.hasSuffix("/") else { throw ValueError("'\(text)' is a directory, and a file is needed") }
+        return path
+    }
+
     static func vmSocket(_ text: String) throws(ValueError) -> VMSocket {
         switch text {
         case "true": return .standard

@@ -13,6 +13,7 @@ struct Memdevctl: ParsableCommand {
             """,
         subcommands: [
             List.self, Stat.self, Watch.self, SetBudget.self, Evict.self, Load.self, Release.self, Run.self, Migrate.self, Receive.self, ListMigrations.self,
+            PKI.self,
             Doctor.self, Metrics.self, Version.self,
         ]
     )

@@ -14,11 +14,13 @@ final class Daemon: Sendable {
     private let settings: DaemonSettings
     private let logger: Logger
     private let keeper: Inheritance
+    private let security: PeerSecurity
 
-    init(settings: DaemonSettings, logger: Logger, keeper: Inheritance) {
+    init(settings: DaemonSettings, logger: Logger, keeper: Inheritance, security: PeerSecurity) {
         self.settings = settings
         self.logger = logger
         self.keeper = keeper
+        self.security = security
     }
 
     func run() throws {
@@ -30,7 +32,7 @@ final class Daemon: Sendable {
         let server = VMMServer(socket: try keeper.socket(KeeperProcess.vmmSocket), registry: registry) { event in Self.log(event, logger) }
         keeper.noteServer()
         adopt(server, registry)
-        let migrations = Migrations(registry: registry, settings: settings, listener: keeper.peerSocket(), logger: logger)
+        let migrations = Migrations(registry: registry, settings: settings, security: security, listener: keeper.peerSocket(), logger: logger)
         let control = ControlServer(
             socket: try keeper.socket(KeeperProcess.controlSocket),
             commands: ControlCommands(registry: registry, settings: settings, migrations: migrations), access: settings.controlAccess, logger: logger)

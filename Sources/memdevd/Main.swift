@@ -30,8 +30,10 @@ struct Memdevd: ParsableCommand {
         do {
             if let inherited = ProcessEnvironment[KeeperClient.descriptorVariable].flatMap({ Int32($0) }) {
                 let inheritance = try Inheritance(inherited)
+                // As long as it may read such files.
+                let security = PeerSecurity.read(settings, logger)
                 try Confinement.begin(settings: settings, logger)
-                try Daemon(settings: settings, logger: logger, keeper: inheritance).run()
+                try Daemon(settings: settings, logger: logger, keeper: inheritance, security: security).run()
                 return
             }
             let problems = HostChecks.problems()

@@ -14,7 +14,8 @@ final class Migrations: Sendable {
     /// A migration that runs or has run.
     private struct Job: Sendable {
         var vm: String
-        var peer: String
+        /// Of a connection that comes in, first its address, then its name.
+        var peer: PeerName
         var side: Side
         enum Side: Sendable {
             case out(Outgoing)
@@ -41,6 +42,7 @@ final class Migrations: Sendable {
     private let state = Mutex(State())
     private let registry: DeviceRegistry
     private let settings: DaemonSettings
+    private let security: PeerSecurity
     private let logger: Logger
     private let listener: StreamSocket?
     let host: String
@@ -57,9 +59,10 @@ final class Migrations: Sendable {
         init(_ text: String) { description = text }
     }
 
-    init(registry: DeviceRegistry, settings: DaemonSettings, listener: StreamSocket?, logger: Logger) {
+    init(registry: DeviceRegistry, settings: DaemonSettings, security: PeerSecurity, listener: StreamSocket?, logger: Logger) {
         self.registry = registry
         self.settings = settings
+        self.security = security
         self.listener = listener
         self.logger = logger
         var name = [CChar](repeating: 0, count: 256)
@@ -76,10 +79,7 @@ final class Migrations: Sendable {
             let near = NearestName.of(name, in: known).map { "; did you mean \($0)?" } ?? ""
             throw Refused("'\(name)' is none of the peers (\(known.isEmpty ? "none are configured" : known.joined(separator: ", ")))\(near)")
         }
-        guard settings.peerPlaintext else {
-            throw Refused(
-                "connections between hosts cannot be encrypted yet: say peer-plaintext: true in the configuration of both hosts if their network is trusted")
-        }
+        if case .none(let why) = security { throw Refused("no VM moves from here: \(why)") }
         guard let address = NetworkAddress(peer.address, defaultPort: 0) else { throw Refused("'\(peer.address)' is no address") }
         guard let entry = registry[vm], entry.device.isRunning else { throw Refused("VM \(vm) has no running VMM here") }
         var options = Outgoing.Options()
@@ -92,14 +92,14 @@ final class Migrations: Sendable {
             let epoch = max((state.epochs[vm] ?? 0) + 1, Self.now())
             state.epochs[vm] = epoch
             let outgoing = try Outgoing(device: entry.device, epoch: epoch, options: options)
-            Self.add(Job(vm: vm, peer: peer.name, side: .out(outgoing)), &state)
+            Self.add(Job(vm: vm, peer: PeerName(peer.name), side: .out(outgoing)), &state)
             return outgoing
         }
         guard let outgoing else { return }
         logger.notice("migration to \(peer.name) (\(address)) begins, epoch \(outgoing.figures.epoch)", metadata: ["vm": "\(vm)"])
-        let logger = logger
+        let (logger, security) = (logger, security)
         _ = try Thread(name: "mdd-migrate") {
-            outgoing.run { () throws(MigrationFailure) in try Self.connect(address) }
+            outgoing.run { () throws(MigrationFailure) in try Self.connect(address, peer.name, security) }
             let figures = outgoing.figures
             let text =
                 figures.state == .done ? "the VM is at \(peer.name) now\(figures.confirmed ? "" : ", which has not confirmed it")" : figures.error ?? "failed"
@@ -114,14 +114,16 @@ final class Migrations: Sendable {
         return UInt64(time.tv_sec) * 1_000_000_000 + UInt64(time.tv_nsec)
     }
 
-    private static func connect(_ address: NetworkAddress) throws(MigrationFailure) -> StreamSocket {
+    private static func connect(_ address: NetworkAddress, _ name: String, _ security: PeerSecurity) throws(MigrationFailure) -> any PeerStream {
+        let socket: StreamSocket
         do throws(Errno) {
-            let socket = try StreamSocket.connect(to: address, milliseconds: connectMilliseconds)
+            socket = try StreamSocket.connect(to: address, milliseconds: connectMilliseconds)
             try socket.configure(deadMilliseconds: PeerLink.silenceMilliseconds)
-            return socket
         } catch {
             throw .link("connecting to the memdevd at \(address)", error)
         }
+        guard case .tls(let credentials) = security else { return socket }
+        return try TLSStream.open(socket, credentials, isClient: true, names: [name]).0
     }
 
     private static func add(_ job: Job, _ state: inout State) {
@@ -166,8 +168,8 @@ final class Migrations: Sendable {
     var all: [MigrationStatus] {
         state.withLock { $0.jobs }.compactMap { job in
             switch job.side {
-            case .out(let outgoing): MigrationStatus(job.vm, .out, job.peer, outgoing.figures)
-            case .in(let incoming): incoming.vm.map { MigrationStatus($0, .in, job.peer, incoming.figures) }
+            case .out(let outgoing): MigrationStatus(job.vm, .out, job.peer.text, outgoing.figures)
+            case .in(let incoming): incoming.vm.map { MigrationStatus($0, .in, job.peer.text, incoming.figures) }
             }
         }
     }
@@ -200,27 +202,39 @@ final class Migrations: Sendable {
     }
 
     private func serve(_ socket: StreamSocket, _ from: NetworkAddress) throws(Errno) {
-        guard let peer = settings.peers.first(where: { NetworkAddress($0.address, defaultPort: 0)?.isSameHost(as: from) == true }) else {
-            return logger.warning("refused a connection from \(from), which is none of the peers")
+        if case .none(let why) = security { return logger.warning("refused a connection from \(from): \(why)") }
+        let peer = PeerName("\(from)")
+        if case .plaintext = security {
+            // Without certificates an address is all there is.
+            guard let known = settings.peers.first(where: { NetworkAddress($0.address, defaultPort: 0)?.isSameHost(as: from) == true }) else {
+                return logger.warning("refused a connection from \(from), which is none of the peers")
+            }
+            peer.text = known.name
         }
         try socket.configure(deadMilliseconds: PeerLink.silenceMilliseconds)
-        let incoming = Incoming(socket, target: FromPeer(migrations: self, peer: peer.name))
+        let incoming = Incoming(socket) { [self] (socket) throws(MigrationFailure) in
+            var stream: any PeerStream = socket
+            if case .tls(let credentials) = security {
+                (stream, peer.text) = try TLSStream.open(socket, credentials, isClient: false, names: settings.peers.map(\.name))
+            }
+            return (stream, FromPeer(migrations: self, peer: peer.text))
+        }
         let isAdmitted = state.withLock { state in
             let running = state.jobs.count { job in
                 if case .in = job.side { return !job.isOver }
                 return false
             }
             guard running < Self.incomingMax, !state.isEnding else { return false }
-            Self.add(Job(vm: "", peer: peer.name, side: .in(incoming)), &state)
+            Self.add(Job(vm: "", peer: peer, side: .in(incoming)), &state)
             return true
         }
-        guard isAdmitted else { return logger.warning("refused a connection of \(peer.name): \(Self.incomingMax) migrations come in already") }
+        guard isAdmitted else { return logger.warning("refused a connection of \(peer.text): \(Self.incomingMax) migrations come in already") }
         let logger = logger
         _ = try Thread(name: "mdd-receive") {
             incoming.run()
             let figures = incoming.figures
             let text = figures.state == .done ? "the VM is here now" : "nothing has come: \(figures.error ?? "")"
-            logger.notice("migration from \(peer.name) has ended: \(text)", metadata: ["vm": "\(incoming.vm ?? "")"])
+            logger.notice("migration from \(peer.text) has ended: \(text)", metadata: ["vm": "\(incoming.vm ?? "")"])
         }
     }
 
@@ -236,6 +250,16 @@ final class Migrations: Sendable {
             case .in(let incoming): incoming.cut()
             }
         }
+    }
+}
+
+/// How the other host of a migration is called. Concurrency: any thread.
+private final class PeerName: Sendable {
+    private let value: Mutex<String>
+    init(_ text: String) { value = Mutex(text) }
+    var text: String {
+        get { value.withLock { $0 } }
+        set { value.withLock { $0 = newValue } }
     }
 }
 

@@ -67,6 +67,12 @@ struct Options: ParsableArguments {
     var peerListen: String?
     @Option(help: Options.help("peers", "Hosts that VMs may be moved to and come from, or none: NAME=ADDRESS:PORT,….", "list|none"))
     var peers: String?
+    @Option(help: Options.help("peer-certificate", "This host's certificate for connections between hosts, a PEM file, or none.", "file|none"))
+    var peerCertificate: String?
+    @Option(help: Options.help("peer-key", "The key of that certificate, a PEM file that only root can read, or none.", "file|none"))
+    var peerKey: String?
+    @Option(help: Options.help("peer-authority", "The authority that certificates of other hosts must be of, a PEM file, or none.", "file|none"))
+    var peerAuthority: String?
     @Option(help: Options.help("peer-plaintext", "Whether VMs may be moved over connections that are not encrypted: true or false.", "bool"))
     var peerPlaintext: String?
     @Option(help: Options.help("log-level", "trace, debug, info, notice, warning, error or critical.", "level"))
@@ -137,6 +143,9 @@ struct Options: ParsableArguments {
         overrides.values["size-max-per-user"] = sizeMaxPerUser
         overrides.values["peer-listen"] = peerListen
         overrides.values["peers"] = peers
+        overrides.values["peer-certificate"] = peerCertificate
+        overrides.values["peer-key"] = peerKey
+        overrides.values["peer-authority"] = peerAuthority
         overrides.values["peer-plaintext"] = peerPlaintext
         overrides.values["log-level"] = logLevel
         overrides.vms = vms

@@ -156,7 +156,13 @@ import Testing
         convergence = Convergence(downtimeMilliseconds: 50)
         for round in 0..<8 { #expect(convergence.judge(milliseconds: 400 - 8 * Double(round)) == .again) }
         #expect(convergence.judge(milliseconds: 240) == .again)
-        #expect(convergence.judge(milliseconds: 392) == .flat)
+        // Up and down, but never better than that.
+        for round in 0..<7 { #expect(convergence.judge(milliseconds: round % 2 == 0 ? 392 : 230) == .again) }
+        #expect(convergence.judge(milliseconds: 230) == .flat)
+        // Better and better, and never good enough.
+        convergence = Convergence(downtimeMilliseconds: 50, roundsMax: 3)
+        for round in 0..<2 { #expect(convergence.judge(milliseconds: 1000 - 400 * Double(round)) == .again) }
+        #expect(convergence.judge(milliseconds: 300) == .flat)
         #expect(Convergence.estimate(pages: 0, bytesPerSecond: 1e9, compared: 25_000) < 60, "comparing costs less than sending")
     }
 }

@@ -2,7 +2,9 @@
 
 import json
 import os
+import shutil
 import subprocess
+import tempfile
 import threading
 import time
 
@@ -49,16 +51,32 @@ class Network:
             ip("netns", "del", self.namespace(name), check=False)
 
 
+class Authority:
+    """Certificates for the hosts, by `memdevctl pki`."""
+
+    def __init__(self, binaries, names):
+        self.directory = tempfile.mkdtemp(prefix="memdevd-pki-", dir="/tmp")
+        for arguments in (["init"], *(["issue", name] for name in names)):
+            subprocess.run([binaries.memdevctl, "pki", *arguments, "--directory", self.directory], check=True, stdout=subprocess.DEVNULL)
+
+    def options(self, name):
+        path = lambda file: os.path.join(self.directory, file)
+        return ["--peer-certificate", path(f"{name}.pem"), "--peer-key", path(f"{name}.key"), "--peer-authority", path("authority.pem")]
+
+    def close(self):
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+
 class Host(Daemon):
     """A memdevd in a namespace of the network, which knows the other one by name."""
 
-    def __init__(self, network, name, binaries, budget, keep=False, arguments=()):
+    def __init__(self, network, name, binaries, budget, keep=False, arguments=(), authority=None):
         self.network, self.name = network, name
         self.address = network.addresses[name]
         self.prefix = ["ip", "netns", "exec", network.namespace(name)]
         self.space = Workspace(keep)
         peers = ",".join(f"{other}={address}:{PEER_PORT}" for other, address in network.addresses.items() if other != name)
-        peer = ["--peer-listen", f"{self.address}:{PEER_PORT}", "--peers", peers, "--peer-plaintext", "true"]
+        peer = ["--peer-listen", f"{self.address}:{PEER_PORT}", "--peers", peers, *(authority.options(name) if authority else ["--peer-plaintext", "true"])]
         super().__init__(self.space, binaries, budget, [*peer, *arguments], prefix=self.prefix)
 
     def launcher(self, vm, budget=None):

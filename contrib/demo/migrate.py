@@ -26,6 +26,7 @@ def parse_options():
     parser.add_argument("--cpus", type=int, default=2)
     parser.add_argument("--accelerator", default="tcg", choices=("tcg", "kvm"))
     parser.add_argument("--downtime", type=int, default=50, metavar="MS")
+    parser.add_argument("--plaintext", action="store_true", help="connections between the hosts are not encrypted")
     parser.add_argument("--guest", default=os.path.join(guestvm.REPOSITORY, ".build-guest"), help="cache directory of the guest")
     parser.add_argument("--keep", action="store_true", help="keep logs and directories")
     options = parser.parse_args()
@@ -79,12 +80,14 @@ def demo(options):
     guestvm.build_guest(options.guest)
     binaries = Binaries()
     binaries.require()
-    network, here, machines, named = None, None, [], {}
+    network, authority, here, machines, named = None, None, None, [], {}
     size = options.memory * MIB
     try:
         network = hosts.Network()
+        if not options.plaintext:
+            authority = hosts.Authority(binaries, network.addresses)
         for name, budget in (("a", size), ("b", options.budget * MIB)):
-            named[name] = hosts.Host(network, name, binaries, budget, options.keep)
+            named[name] = hosts.Host(network, name, binaries, budget, options.keep, authority=authority)
         here = "a"
         machine = named[here].machine(options.guest, VM, size, options.cpus, options.accelerator, name="qemu0")
         machines.append(machine)
@@ -131,6 +134,8 @@ def demo(options):
             host.close()
         if network:
             network.close()
+        if authority:
+            authority.close()
 
 
 def main():

@@ -28,7 +28,11 @@ int cvhost_stream_configure(int fd, int dead_milliseconds);
 // sendmsg(2) of two pieces in one call, no SIGPIPE; the number of bytes taken, or -errno.
 int64_t cvhost_stream_send(int fd, const void *first, uint64_t first_length, const void *second, uint64_t second_length);
 
+// recv(2): all of it, or what came before the end or the time limit; 0 at the end.
 int64_t cvhost_stream_receive(int fd, void *buffer, uint64_t length);
+
+// What is there, at least one byte.
+int64_t cvhost_stream_receive_some(int fd, void *buffer, uint64_t length);
 
 // Waits for either of two descriptors (-1: none) to become readable: bit 0 and bit 1 of the answer.
 int cvhost_poll_either(int first, int second, int milliseconds);
