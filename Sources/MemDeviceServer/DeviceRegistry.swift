@@ -175,13 +175,13 @@ package final class DeviceRegistry: Sendable {
 
     /// Takes over a device of a server that has died; it does not run yet.
     package func adopt(
-        vm: String, record: DeviceRecord, kept: DescriptorBag, quietTime: Int64?, channel: BackendChannel?
+        vm: String, record: DeviceRecord, kept: DescriptorBag, times: QuietClock.Times?, channel: BackendChannel?
     ) throws(MemoryDevice.Failure) -> MemoryDevice {
         var settings = settings(vm, record.pageCount << pageShift)
         settings.vault = vault
         settings.budgetPages = record.budgetPages
         let device = try MemoryDevice(
-            adopting: kept, name: vm, pageCount: record.pageCount, isEncrypted: record.isEncrypted, quietTime: quietTime, settings: settings,
+            adopting: kept, name: vm, pageCount: record.pageCount, isEncrypted: record.isEncrypted, times: times, settings: settings,
             onEvent: tell(of: vm))
         var entry = Entry(
             device: device, keep: record.keep, attachedPID: record.attached?.peer.pid, ownerUID: record.ownerUID, attached: record.attached,

@@ -149,7 +149,7 @@ package final class VMMServer: Sendable {
         var channel: BackendChannel?
         if let descriptor = kept.take("mapper/channel") { channel = BackendChannel(descriptor) }
         let journal = record.attached == nil ? nil : try ReclaimJournal(adopting: kept, prefix: "journal")
-        let device = try registry.adopt(vm: vm, record: record, kept: kept, quietTime: journal?.time, channel: channel)
+        let device = try registry.adopt(vm: vm, record: record, kept: kept, times: journal?.times, channel: channel)
         guard let attached = record.attached, let journal else {
             // A VMM may have been on its way to START; it sees its connection end.
             device.finishDetached()

@@ -254,7 +254,8 @@ private final class Sender {
         switch machine.state {
         case .idle, .greeting, .preparing: figures.state = .starting
         case .copying(let round), .settling(let round):
-            figures.state = .copying
+            // Rounds go on while the order to finish is waited for, one after the other if the guest writes a lot.
+            figures.state = machine.enough ? .waiting : .copying
             figures.round = round
         case .waiting(let round):
             figures.state = .waiting
@@ -315,7 +316,7 @@ private final class Sender {
                 // All of it goes now; what is marked from here on goes again.
                 for index in Int(chunk << 3)..<min(Int((chunk + 1) << 3), table.dirtyLog.takes.upperBound) { _ = table.dirtyLog.take(index) }
                 try copy((chunk << chunkShift)..<min(table.pageCount, (chunk + 1) << chunkShift), isFirst: true, isLast: false)
-                try betweenChunks()
+                _ = try betweenChunks()
             }
             figures.pagesDone = figures.pagesTotal
         } else {
@@ -424,12 +425,13 @@ private final class Sender {
                     try copy(start..<(first + bit), isFirst: false, isLast: isLast)
                 }
             }
-            if !isLast { try betweenChunks() }
+            // What is marked stays so: the VMM stands still by now.
+            if !isLast, try betweenChunks() { return }
         }
     }
 
-    /// Orders and refusals are heard during a long pass too.
-    private func betweenChunks() throws(MigrationFailure) {
+    /// Orders and refusals are heard during a long pass too. True when the last pass is wanted.
+    private func betweenChunks() throws(MigrationFailure) -> Bool {
         if copier.isStopped { throw .local("the VMM of \(device.name) has ended") }
         var later: [SourceMachine.Order] = []
         var abort: String?
@@ -448,6 +450,7 @@ private final class Sender {
         // A destination that takes what is sent is no silent one.
         lastHeard = Clock.nanoseconds()
         publish()
+        return later.contains(.finish)
     }
 
     /// Copies pages, run by run of one kind.

@@ -58,7 +58,8 @@ package struct SourceMachine: Equatable, Sendable {
     package private(set) var state = State.idle
     private let prepare: Message.Prepare
     private let host: String
-    private var enough = false
+    /// Everything has gone once, and what is left is little or gets no less: the order to finish may come.
+    package private(set) var enough = false
     private var wantsFinish = false
     /// The connection is gone (only after READY does that not end everything).
     package private(set) var isCut = false

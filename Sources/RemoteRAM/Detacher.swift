@@ -36,8 +36,10 @@ final class Detacher {
         var offset = 0
         /// When they may go back, by the quiet clock…
         var due: Int64
-        /// …and, those that a fault waits for, by the monotonic clock.
+        /// …and, those that a fault waits for, by the awake clock.
         var awaitedDue: Int64
+        /// One alone cannot be taken out of this pipe: they wait for `due`.
+        var isWhole = false
         /// When nobody waited for one of them, at last.
         var unawaitedUntil: Int64
     }
@@ -51,7 +53,7 @@ final class Detacher {
         self.scanner = scanner
         sink = try Descriptor.open("/dev/null", flags: O_WRONLY)
         journal = core.journal
-        scratch = try Pipe(pages: Self.pagesMax)
+        scratch = try core.settings.vault.makePipe(pages: Self.pagesMax)
         page = .allocate(byteCount: pageBytes, alignment: pageBytes)
         // An entry that was published before this must be known before its page can be in use again.
         if journal.isAdopted { core.waitForDiscards() }
@@ -84,8 +86,8 @@ final class Detacher {
 
     /// How long until the next put-back is due; nil: there is none.
     var nextDueNanoseconds: Int64? {
-        let (now, quiet) = (Clock.nanoseconds(), core.quiet.nanoseconds)
-        return pending.lazy.map { min($0.due - quiet, self.isAwaited($0) ? $0.awaitedDue - now : .max) }.min()
+        let times = core.quiet.times
+        return pending.lazy.map { min($0.due - times.quiet, self.isAwaited($0) ? $0.awaitedDue - times.awake : .max) }.min()
     }
 
     /// Detaches those of `pages` (ascending) that are clean. They must have been scanned just before. Returns how many left DRAM.
@@ -109,10 +111,11 @@ final class Detacher {
     /// Puts back what is due; with `all`, waits for everything.
     func settle(all: Bool) {
         while true {
+            core.tick()
             noteAwaited()
-            for index in pending.indices where Clock.nanoseconds() >= pending[index].awaitedDue && isAwaited(pending[index]) { putBackAwaited(index) }
+            for index in pending.indices where core.quiet.times.awake >= pending[index].awaitedDue && isAwaited(pending[index]) { putBackAwaited(index) }
             noteAwaited()
-            while let index = pending.firstIndex(where: { core.quiet.nanoseconds >= $0.due || core.isDrained.load(ordering: .sequentiallyConsistent) }) {
+            while let index = pending.firstIndex(where: { core.quiet.times.quiet >= $0.due || core.isDrained.load(ordering: .sequentiallyConsistent) }) {
                 let next = pending.remove(at: index)
                 putBack(next.pages, next.written, next.box)
             }
@@ -136,7 +139,7 @@ final class Detacher {
         if let since { core.quiet.stand(since: since) } else { core.quiet.run() }
     }
 
-    private func isAwaited(_ back: PutBack) -> Bool { back.pages.indices.contains { isAwaited(back, $0) } }
+    private func isAwaited(_ back: PutBack) -> Bool { !back.isWhole && back.pages.indices.contains { isAwaited(back, $0) } }
 
     private func isAwaited(_ back: PutBack, _ index: Int) -> Bool {
         guard back.written[index] else { return false }
@@ -156,6 +159,7 @@ final class Detacher {
                     try copyOut(index, of: box)
                 } catch {
                     core.report(.kernelRefused("reading page \(page) back from its pipe", error))
+                    pending[at].isWhole = true
                     return
                 }
                 install(page, from: unsafe self.page)
@@ -249,10 +253,9 @@ final class Detacher {
             for index in pages.indices where !back[index] { journal.crossOut(box, index) }
             // The time does not begin anew, or servers that die early would never put anything back; and a fault that waits stops the quiet clock, so its own time must go on
             // too. What passed while nobody lived counts for neither: a read that waits here has not gone on.
-            let (quiet, delay) = (core.quiet.nanoseconds, core.quietMillisecondsMax * 1_000_000)
-            let due = min(left.due ?? .max, quiet + delay)
-            let dead = max(0, now - journal.timeNoted)
-            let awaitedDue = left.awaitedDue.map { min($0 + dead, now + delay) } ?? (now + max(0, due - quiet))
+            let (times, delay) = (core.quiet.times, core.quietMillisecondsMax * 1_000_000)
+            let due = min(left.due ?? .max, times.quiet + delay)
+            let awaitedDue = min(left.awaitedDue ?? .max, times.awake + max(0, delay))
             journal.noteDue(box, due, awaited: awaitedDue)
             pending.append(
                 PutBack(
@@ -337,9 +340,12 @@ final class Detacher {
             for index in pages.indices where !back[index] { journal.crossOut(box, index) }
             let now = Clock.nanoseconds()
             let delay = core.quietMillisecondsMax * 1_000_000
-            let due = core.quiet.nanoseconds + delay
-            journal.noteDue(box, due, awaited: now + delay)
-            pending.append(PutBack(box: box, pages: pages, written: back, due: due, awaitedDue: now + delay, unawaitedUntil: now))
+            // By what the clocks say now, not at the last look: the punch was after that.
+            core.tick()
+            let times = core.quiet.times
+            let (due, awaitedDue) = (times.quiet + delay, times.awake + delay)
+            journal.noteDue(box, due, awaited: awaitedDue)
+            pending.append(PutBack(box: box, pages: pages, written: back, due: due, awaitedDue: awaitedDue, unawaitedUntil: now))
         }
         return left
     }

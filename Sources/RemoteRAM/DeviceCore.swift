@@ -181,6 +181,16 @@ package final class DeviceCore: @unchecked Sendable {
 
     package func report(_ event: DeviceEvent) { onEvent(event) }
 
+    /// Of the time between two looks at the clock so much counts beside rest: this part of the grace time. A process may be stopped again and again, with a fault of the same
+    /// direct read answered in between, so what one stop can add must be little.
+    private static let looksPerGrace: Int64 = 32
+
+    /// Looks at the clock, and notes it for an heir. The reclaim thread's, often: work that lasts longer without a look counts only in part.
+    package func tick() {
+        quiet.tick(allowance: graceMilliseconds == 0 ? .max / 2 : graceMilliseconds * 1_000_000 / Self.looksPerGrace)
+        journal.noteTimes(quiet.times)
+    }
+
     /// Whether a fault may take `pages` more.
     @inline(__always)
     package func hasRoom(for pages: Int64) -> Bool {

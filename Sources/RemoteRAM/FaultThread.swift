@@ -41,6 +41,7 @@ final class FaultThread {
     private static let nice: Int32 = -10
     private static let idleNanoseconds: Int64 = 1_000_000_000
     private static let parkedNanoseconds: Int64 = 2_000_000
+    private static let parkedNanosecondsMin: Int64 = 100_000
     /// Zero pages installed beyond the one asked for when a stream is seen.
     private static let zeroAheadPagesMax: UInt64 = 64
     /// Attempts of an ioctl that says EAGAIN before the page is given back and the fault raised anew.
@@ -93,7 +94,9 @@ final class FaultThread {
     }
 
     private var pause: Int64 {
-        if !parked.isEmpty { return min(Self.parkedNanoseconds, parkedNanosecondsMax) }
+        if let oldest = parked.lazy.map(\.arrived).min() {
+            return max(Self.parkedNanosecondsMin, min(Self.parkedNanoseconds, parkedNanosecondsMax - (Clock.nanoseconds() - oldest)))
+        }
         return discarding.isEmpty ? Self.idleNanoseconds : Self.parkedNanoseconds
     }
 

@@ -131,16 +131,16 @@ package final class MemoryDevice: Sendable {
     }
 
     /// The device of a process that has died (and has been waited for), from what a vault held for it: `memory`, `table`, `swap`, and `key` and `tags` if its
-    /// swap file `isEncrypted`. Resolves what that process was doing (rule R8); `start` with the journal does the rest. `quietTime`: what the journal says of the quiet clock; nil: no VMM is attached.
+    /// swap file `isEncrypted`. Resolves what that process was doing (rule R8); `start` with the journal does the rest. `times`: what the journal says of the quiet clock; nil: no VMM is attached.
     package init(
-        adopting kept: DescriptorBag, name: String, pageCount: UInt64, isEncrypted: Bool = false, quietTime: Int64?, settings: DeviceSettings,
+        adopting kept: DescriptorBag, name: String, pageCount: UInt64, isEncrypted: Bool = false, times: QuietClock.Times?, settings: DeviceSettings,
         onEvent: @escaping @Sendable (DeviceEvent) -> Void
     ) throws(Failure) {
         self.name = name
         self.pageCount = pageCount
         self.settings = settings
         self.onEvent = onEvent
-        quiet = quietTime.map { QuietClock(goingOnFrom: $0) } ?? QuietClock()
+        quiet = QuietClock(goingOnFrom: times)
         swapPath = settings.swapDirectory + "/" + name + ".swap"
         do throws(Errno) {
             memfd = try kept.required("memory")
@@ -260,7 +260,7 @@ package final class MemoryDevice: Sendable {
                 journal = left
             } else {
                 journal = try ReclaimJournal(vault: settings.vault)
-                journal.noteTime(quiet.nanoseconds, now: Clock.nanoseconds())
+                journal.noteTimes(quiet.times)
                 try journal.hold(settings.vault, prefix: key("journal"))
             }
         } catch {

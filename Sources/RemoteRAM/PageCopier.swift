@@ -46,7 +46,7 @@ package final class PageCopier {
         table = core.table
         pageCount = device.pageCount
         quietUnits = core.quietUnits
-        judgement = core.quiet.stamp()
+        judgement = core.quiet.judgement()
     }
 
     package var log: DirtyLog { table.dirtyLog }
@@ -57,7 +57,7 @@ package final class PageCopier {
     package func scan() throws(Failure) {
         guard core.scanOrders.scan(core) else { throw .stopped }
         core.waitForDiscards()
-        judgement = core.quiet.stamp()
+        judgement = core.quiet.judgement()
     }
 
     /// While the VMM stands still and has no I/O in flight (rule R13), nothing is paged out; what was on its way out is back when this returns.

@@ -12,6 +12,10 @@ import Synchronization
 /// - a process that is stopped, or dead and not replaced yet: that time is left out.
 ///
 /// So it is never ahead of the monotonic clock, and what is stamped with it stays comparable when another process goes on with it (`ReclaimJournal`).
+///
+/// What is left out is known only when it is over: the reclaim thread looks at short intervals (`tick`), and what one lasted longer than work does is left out. So pages are
+/// *stamped* with what the clock says now, and *judged* by what it said at the last look: a stop since then has not counted yet.
+/// The second clock, awake, leaves out stops and deaths alike and never stands still: the time of a page that a fault waits for.
 /// Concurrency: any thread reads; only the reclaim thread, or who makes the device, changes it; `noteParked` is the fault thread's.
 package final class QuietClock: Sendable {
     /// Nanoseconds of the monotonic clock that do not count.
@@ -24,23 +28,77 @@ package final class QuietClock: Sendable {
     private let parked = Atomic<Int64>(0)
     private let parkedSince = Atomic<Int64>(0)
 
-    package init() { lost = Atomic(0) }
+    /// Nanoseconds of the monotonic clock that do not count for the awake clock.
+    private let asleep: Atomic<Int64>
+    /// What both clocks said at the last look, which was at `lastLook` of the monotonic clock.
+    private let judged: Atomic<Int64>
+    private let awakeJudged: Atomic<Int64>
+    private let lastLook: Atomic<Int64>
+    /// What of the time since then was meant to be rest.
+    private let rest = Atomic<Int64>(0)
 
-    /// Goes on from `nanoseconds`, where another process left it.
-    package init(goingOnFrom nanoseconds: Int64) { lost = Atomic(max(0, Clock.nanoseconds() - nanoseconds)) }
+    /// What both said last, for another process to go on from.
+    package struct Times: Equatable, Sendable {
+        package var quiet: Int64
+        package var awake: Int64
+        package init(quiet: Int64, awake: Int64) {
+            self.quiet = quiet
+            self.awake = awake
+        }
+    }
+
+    /// Goes on from `times`, where another process left it; nil: from now.
+    package init(goingOnFrom times: Times? = nil) {
+        let now = Clock.nanoseconds()
+        let (quiet, awake) = (min(now, times?.quiet ?? now), min(now, times?.awake ?? now))
+        lost = Atomic(now - quiet)
+        asleep = Atomic(now - awake)
+        judged = Atomic(quiet)
+        awakeJudged = Atomic(awake)
+        lastLook = Atomic(now)
+    }
+
+    /// Looks: of the time since the last look what is longer than the rest that was noted and `allowance` does not count. The process may have been stopped, and reads that
+    /// wait here with it are as young as before.
+    package func tick(allowance: Int64) {
+        let now = Clock.nanoseconds()
+        let excess = now - lastLook.load(ordering: .relaxed) - rest.exchange(0, ordering: .relaxed) - allowance
+        if excess > 0 {
+            asleep.wrappingAdd(excess, ordering: .sequentiallyConsistent)
+            if standing.load(ordering: .relaxed) == Self.runs { lost.wrappingAdd(excess, ordering: .sequentiallyConsistent) }
+        }
+        lastLook.store(now, ordering: .relaxed)
+        let stands = standing.load(ordering: .relaxed)
+        let value = stands == Self.runs ? now - lost.load(ordering: .relaxed) : stands
+        judged.store(max(judged.load(ordering: .relaxed), value), ordering: .sequentiallyConsistent)
+        awakeJudged.store(now - asleep.load(ordering: .relaxed), ordering: .sequentiallyConsistent)
+    }
+
+    /// A part of the time until the next look is rest.
+    package func noteRest(_ nanoseconds: Int64) { rest.wrappingAdd(nanoseconds, ordering: .relaxed) }
+
+    /// Both clocks at the last look.
+    package var times: Times {
+        Times(quiet: judged.load(ordering: .sequentiallyConsistent), awake: awakeJudged.load(ordering: .sequentiallyConsistent))
+    }
+
+    /// To judge by.
+    package func judgement() -> Stamp { Stamp(nanoseconds: judged.load(ordering: .sequentiallyConsistent)) }
 
     package var nanoseconds: Int64 {
         let stands = standing.load(ordering: .sequentiallyConsistent)
         return stands == Self.runs ? Clock.nanoseconds() - lost.load(ordering: .sequentiallyConsistent) : stands
     }
 
-    /// For a page that is seen written or installed now, and to judge by.
+    /// For a page that is seen written or installed now.
     package func stamp() -> Stamp { Stamp(nanoseconds: nanoseconds) }
 
     /// Stands still since `since` (of the monotonic clock, now or a little ago) until `run`.
     package func stand(since: Int64) {
         guard standing.load(ordering: .relaxed) == Self.runs else { return }
-        standing.store(min(since, Clock.nanoseconds()) - lost.load(ordering: .relaxed), ordering: .sequentiallyConsistent)
+        // What was lost after `since` has nothing to do with it, and no judgement is taken back.
+        let value = min(since, Clock.nanoseconds()) - lost.load(ordering: .relaxed)
+        standing.store(max(value, judged.load(ordering: .relaxed)), ordering: .sequentiallyConsistent)
     }
 
     /// Goes on from where it stands.
@@ -68,10 +126,5 @@ package final class QuietClock: Sendable {
     package var parkedNanoseconds: Int64 {
         let since = parkedSince.load(ordering: .sequentiallyConsistent)
         return parked.load(ordering: .sequentiallyConsistent) + (since == 0 ? 0 : Clock.nanoseconds() - since)
-    }
-
-    /// Leaves out the last `nanoseconds`.
-    package func skip(_ nanoseconds: Int64) {
-        if standing.load(ordering: .relaxed) == Self.runs { lost.wrappingAdd(nanoseconds, ordering: .sequentiallyConsistent) }
     }
 }

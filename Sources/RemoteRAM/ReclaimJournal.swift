@@ -7,13 +7,13 @@ import Synchronization
 ///      count     pages in the pipe's order; 0 = nothing is punched out, whatever the pipe holds. Set after pinning, before punching
 ///      judged    1 = `written` counts; 0 = the kernel's write-protect markers can still be asked
 ///      due       when its written pages may be put back, by the quiet clock; 0 = not known yet
-///      awaited   when those of them that a fault waits for may, by the monotonic clock; 0 = not known yet
+///      awaited   when those of them that a fault waits for may, by the awake clock (`QuietClock`); 0 = not known yet
 ///      written   one bit for each page
 ///      buffer    the page that was read out of the pipe last: what the pipe has given away and what is not installed yet is here
 ///
 /// A page that has left the phase `detaching` is crossed out (`noPage`) before it can go out again through another pipe.
 /// How many pages have been read out is not noted: the pipe knows. A page is read only when the one before has been installed.
-/// Then what the quiet clock said last and when that was, and one range of pages: those whose reports of writes the scanner is about to consume, or has consumed and not yet put into the table.
+/// Then what the two clocks said last, and one range of pages: those whose reports of writes the scanner is about to consume, or has consumed and not yet put into the table.
 /// Concurrency: belongs to the reclaim thread while it runs.
 package final class ReclaimJournal: @unchecked Sendable {
     package static let pipes = 8
@@ -110,24 +110,24 @@ package final class ReclaimJournal: @unchecked Sendable {
         unsafe word(box, 8).pointee.store(1, ordering: .sequentiallyConsistent)
     }
 
-    /// The pages that were written wait until `due`, in nanoseconds of the quiet clock; while a fault waits for one of them, until `awaited` of the monotonic clock.
+    /// The pages that were written wait until `due`, in nanoseconds of the quiet clock; while a fault waits for one of them, until `awaited` of the awake clock.
     package func noteDue(_ box: PipeBox, _ due: Int64, awaited: Int64) {
         unsafe word(box, 24).pointee.store(UInt64(bitPattern: awaited), ordering: .sequentiallyConsistent)
         unsafe word(box, 16).pointee.store(UInt64(bitPattern: due), ordering: .sequentiallyConsistent)
     }
 
-    /// What the quiet clock says: the next process goes on from there. `now`: of the monotonic clock.
-    package func noteTime(_ quiet: Int64, now: Int64) {
-        // In this order: a process that dies between the two has died a little later, not earlier, than its heir takes it for.
-        unsafe scanWord(2).pointee.store(UInt64(bitPattern: quiet), ordering: .sequentiallyConsistent)
-        unsafe scanWord(3).pointee.store(UInt64(bitPattern: now), ordering: .sequentiallyConsistent)
+    /// What the clocks say: the next process goes on from there.
+    package func noteTimes(_ times: QuietClock.Times) {
+        unsafe scanWord(2).pointee.store(UInt64(bitPattern: times.quiet), ordering: .sequentiallyConsistent)
+        unsafe scanWord(3).pointee.store(UInt64(bitPattern: times.awake), ordering: .sequentiallyConsistent)
     }
 
-    /// When the time was noted last, by the monotonic clock; 0 = never.
-    package var timeNoted: Int64 { unsafe Int64(bitPattern: scanWord(3).pointee.load(ordering: .sequentiallyConsistent)) }
-
-    /// What the quiet clock said last.
-    package var time: Int64 { unsafe Int64(bitPattern: scanWord(2).pointee.load(ordering: .sequentiallyConsistent)) }
+    /// What the clocks said last.
+    package var times: QuietClock.Times {
+        QuietClock.Times(
+            quiet: unsafe Int64(bitPattern: scanWord(2).pointee.load(ordering: .sequentiallyConsistent)),
+            awake: unsafe Int64(bitPattern: scanWord(3).pointee.load(ordering: .sequentiallyConsistent)))
+    }
 
     /// The page at `index` is not detaching any more, others are. Before anything is taken through another pipe.
     package func crossOut(_ box: PipeBox, _ index: Int) {
@@ -171,7 +171,7 @@ package final class ReclaimJournal: @unchecked Sendable {
         package var taken: Int
         /// When the written ones may be put back, by the quiet clock; nil: not known.
         package var due: Int64?
-        /// And those that a fault waits for, by the monotonic clock, had the process lived on; nil: not known.
+        /// And those that a fault waits for, by the awake clock; nil: not known.
         package var awaitedDue: Int64?
     }
 

@@ -13,9 +13,6 @@ final class ReclaimThread {
     private let evictions: EvictRequests
     private var eviction: EvictRequests.Request?
     private var waits: WaitWindow
-    private var lastTurn: Int64 = 0
-    /// Nanoseconds of the last turn that it meant to rest.
-    private var rested: Int64 = 0
     private var lastScan: Int64 = 0
     private var residentAtScan: Int64 = 0
     private var lastStall: Int64 = 0
@@ -32,10 +29,8 @@ final class ReclaimThread {
     /// A device that grows is scanned so many times on its way to its budget, but not more often than this.
     private static let growthScansPerBudget: Int64 = 16
     private static let growthScanNanoseconds: Int64 = 100_000_000
-    /// A stop of the process during a rest counts as rest, so none is longer than this part of the grace time (or `stallMilliseconds`)…
+    /// A stop of the process during a rest counts as rest, so none is longer than this part of the grace time (or `stallMilliseconds`).
     private static let restsPerGrace: Int64 = 16
-    /// …and what counts of the rest of a turn is this part.
-    private static let turnsPerGrace: Int64 = 32
     /// How long after "disk full" writing is tried again.
     private static let diskFullRetryNanoseconds: Int64 = 1_000_000_000
     /// Runs of stale slots given back in one quiet moment.
@@ -49,7 +44,7 @@ final class ReclaimThread {
         detacher = try Detacher(core: core, scanner: scanner)
         writeBack = try WriteBack(core: core, scanner: scanner)
         let quietMax = core.quietMillisecondsMax * 1_000_000
-        waits = WaitWindow(span: quietMax, now: Clock.nanoseconds(), sum: core.quiet.parkedNanoseconds, most: quietMax)
+        waits = WaitWindow(span: quietMax, now: core.quiet.times.quiet, sum: core.quiet.parkedNanoseconds, most: quietMax)
         policy = AgingClock(pageCount: core.table.pageCount)
     }
 
@@ -101,7 +96,7 @@ final class ReclaimThread {
     private func pause() -> Int64 {
         if let wait = detacher.nextDueNanoseconds { return max(1, min(Self.stallMilliseconds, wait / 1_000_000)) }
         if core.graceMilliseconds > 0, isGrowing { return Self.growthScanNanoseconds / 1_000_000 }
-        // A stop of the process is noticed by its length (`noteTime`).
+        // A stop of the process is noticed by its length (`QuietClock.tick`).
         return core.graceMilliseconds == 0
             ? core.settings.scanMilliseconds : min(core.settings.scanMilliseconds, max(Self.stallMilliseconds, core.graceMilliseconds / Self.restsPerGrace))
     }
@@ -109,20 +104,14 @@ final class ReclaimThread {
     private func rest(_ milliseconds: Int64) {
         let began = Clock.nanoseconds()
         core.reclaimWork.wait(milliseconds: Int32(milliseconds))
-        rested = min(Clock.nanoseconds() - began, milliseconds * 1_000_000)
+        core.quiet.noteRest(min(Clock.nanoseconds() - began, milliseconds * 1_000_000))
+        core.tick()
     }
 
-    /// What a turn takes longer than rest and a short time of work does not count: the process may have been stopped, and reads that waited here with it are as young as
-    /// before. It may be stopped again and again, with a fault of the same read answered in between, so what one stop can add must be little. A disk that makes a turn
-    /// long has the same effect, which is safe.
+    /// By quiet time, like what it is added to: a read that waits for a put-back, for which that time stands still, has still lost what it waited for room before.
     private func noteTime() {
-        let now = Clock.nanoseconds()
-        let excess = now - lastTurn - rested - core.graceMilliseconds * 1_000_000 / Self.turnsPerGrace
-        if lastTurn != 0, core.graceMilliseconds > 0, excess > 0 { core.quiet.skip(excess) }
-        lastTurn = now
-        rested = 0
-        core.journal.noteTime(core.quiet.nanoseconds, now: now)
-        core.waitBase.store(waits.base(now: now, sum: core.quiet.parkedNanoseconds), ordering: .relaxed)
+        core.tick()
+        core.waitBase.store(waits.base(now: core.quiet.times.quiet, sum: core.quiet.parkedNanoseconds), ordering: .relaxed)
     }
 
     /// How many pages should go now, and whether warm ones may be taken.
@@ -178,7 +167,7 @@ final class ReclaimThread {
         // Protects them all and says who has been written since the last scan.
         guard scanner.scan(around: pages) else { return 0 }
         let quietUnits = core.quietUnits
-        let now = core.quiet.stamp()
+        let now = core.quiet.judgement()
         var clean: [PageIndex] = []
         var dirty: [PageIndex] = []
         for page in pages {
@@ -219,7 +208,7 @@ final class ReclaimThread {
 
     private func pick(_ count: Int, force: Bool, cleanOnly: Bool) -> [PageIndex] {
         let quietUnits = core.quietUnits
-        let now = core.quiet.stamp()
+        let now = core.quiet.judgement()
         return policy.pick(count, from: table, force: force) { entry in
             guard !entry.pinned, !entry.writingBack else { return false }
             if entry.slotValid { return true }

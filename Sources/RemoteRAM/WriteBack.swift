@@ -43,6 +43,8 @@ final class WriteBack {
         var failing: Errno?
     }
 
+    private static let waitNanoseconds: Int64 = 10_000_000
+
     /// Writes back those of `pages` (ascending, at most `pagesMax`) that are dirty. Returns when all writes have completed.
     func run(_ pages: [PageIndex]) -> Outcome {
         hasWritten = false
@@ -53,7 +55,7 @@ final class WriteBack {
         var outcome = Outcome()
         var builder = RunBuilder(pagesMax: Self.runPages)
         let quietUnits = core.quietUnits
-        let now = core.quiet.stamp()
+        let now = core.quiet.judgement()
         for page in pages where core.table.beginWriteBack(page, isQuiet: { quietUnits == 0 || now.units(since: $0.stamp) >= quietUnits }) {
             builder.append(page)
         }
@@ -117,7 +119,9 @@ final class WriteBack {
     }
 
     private func reap(_ outcome: inout Outcome, keeping kept: Int? = nil) {
-        ring.submitAndWait(nanoseconds: 100_000_000)
+        // Short, for the clock: waiting for the disk is no stop.
+        ring.submitAndWait(nanoseconds: Self.waitNanoseconds)
+        core.tick()
         while let completion = ring.take() {
             let index = Int(completion.tag)
             finish(jobs[index].pages, result: completion.result, outcome: &outcome)

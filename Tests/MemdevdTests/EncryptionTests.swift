@@ -75,7 +75,7 @@ import Testing
         settings.makeCipher = { unsafe AESPageCipher(key: $0) }
         settings.vault = vault
         change(&settings)
-        return try MemoryDevice(adopting: kept, name: "test", pageCount: Self.pages, isEncrypted: true, quietTime: nil, settings: settings) {
+        return try MemoryDevice(adopting: kept, name: "test", pageCount: Self.pages, isEncrypted: true, times: nil, settings: settings) {
             events.append($0)
         }
     }

@@ -21,7 +21,14 @@ import Testing
         #expect(residentBefore <= room)
         // It goes on writing while it waits.
         let writes = move.writer.writes.value
-        #expect(eventually { move.writer.writes.value > writes + 1000 })
+        // Whoever looks for it must find it, in the middle of a round too.
+        var states: Set<MigrationFigures.State> = []
+        #expect(
+            eventually {
+                states.insert(move.outgoing.figures.state)
+                return move.writer.writes.value > writes + 1000
+            })
+        #expect(states == [.waiting])
         move.writer.stop()
         move.outgoing.order(.finish)
         #expect(move.wait(for: .ready), "\(move.outgoing.figures)")

@@ -267,8 +267,9 @@ import Testing
         journal.begin(box, [4])
         #expect(try left()?.due == nil)
         journal.noteDue(box, 12_345, awaited: 67_890)
-        journal.noteTime(99, now: 111)
-        #expect(try left()?.due == 12_345 && left()?.awaitedDue == 67_890 && heir.time == 99 && heir.timeNoted == 111)
+        let times = QuietClock.Times(quiet: 99, awake: 111)
+        journal.noteTimes(times)
+        #expect(try left()?.due == 12_345 && left()?.awaitedDue == 67_890 && heir.times == times)
         journal.begin(box, [4])
         #expect(try left()?.due == nil && left()?.awaitedDue == nil)
     }

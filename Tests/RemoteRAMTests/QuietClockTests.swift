@@ -22,6 +22,7 @@ import Testing
         let clock = QuietClock()
         var lost: Int64 = 0
         for _ in 1...3 {
+            Clock.sleep(milliseconds: 15)
             let since = Clock.nanoseconds() - 10_000_000
             clock.stand(since: since)
             let stands = clock.nanoseconds
@@ -47,20 +48,52 @@ import Testing
         #expect(clock.nanoseconds <= Clock.nanoseconds())
     }
 
-    @Test("What is left out does not come back") func skips() {
+    @Test("Of the time between two looks the rest and the allowance count, for both clocks; what is left out does not come back") func ticks() {
         let clock = QuietClock()
-        clock.skip(5 * Self.second)
-        let (before, quiet, after) = Self.look(clock)
-        #expect((before...after).contains(quiet + 5 * Self.second))
+        let before = clock.times
+        Clock.sleep(milliseconds: 60)
+        clock.noteRest(7_000_000)
+        clock.tick(allowance: 10_000_000)
+        #expect(clock.times.quiet - before.quiet == 17_000_000 && clock.times.awake - before.awake == 17_000_000)
+        #expect(clock.nanoseconds <= Clock.nanoseconds() - 40_000_000)
+        // A look in time leaves out nothing.
+        let began = (Clock.nanoseconds(), clock.nanoseconds)
+        clock.tick(allowance: 60 * Self.second)
+        #expect(clock.nanoseconds - began.1 <= Clock.nanoseconds() - began.0 && clock.nanoseconds >= began.1)
     }
 
-    @Test("An heir goes on from where the clock was, not from the present") func goesOn() {
-        let left = Clock.nanoseconds() - 3600 * Self.second
+    /// A stop that is not over, or has not been seen, must not make anything quiet.
+    @Test("Judged is by the last look, stamped by now") func judges() {
+        let clock = QuietClock()
+        Clock.sleep(milliseconds: 400)
+        #expect(clock.judgement().units(since: Stamp(nanoseconds: clock.times.quiet)) == 0)
+        #expect(clock.stamp().units(since: clock.judgement()) >= 2)
+        clock.tick(allowance: 0)
+        #expect(clock.stamp().units(since: clock.judgement()) <= 1)
+    }
+
+    @Test("A wait that began before a stop was seen takes nothing back, and the awake clock goes on") func neverBack() {
+        let clock = QuietClock()
+        let since = Clock.nanoseconds()
+        Clock.sleep(milliseconds: 50)
+        clock.tick(allowance: 5_000_000)
+        let seen = clock.times
+        clock.stand(since: since)
+        #expect(clock.nanoseconds == seen.quiet)
+        Clock.sleep(milliseconds: 20)
+        clock.tick(allowance: 60 * Self.second)
+        #expect(clock.times.quiet == seen.quiet && clock.times.awake >= seen.awake + 20_000_000)
+    }
+
+    @Test("An heir goes on from where the clocks were, not from the present") func goesOn() {
+        let left = QuietClock.Times(quiet: Clock.nanoseconds() - 3600 * Self.second, awake: Clock.nanoseconds() - 60 * Self.second)
         let heir = QuietClock(goingOnFrom: left)
-        #expect(heir.nanoseconds - left < 600 * Self.second)
-        #expect(heir.stamp().units(since: Stamp(nanoseconds: left)) < 10)
+        #expect(heir.times == left)
+        #expect(heir.nanoseconds - left.quiet < 600 * Self.second)
+        #expect(heir.stamp().units(since: Stamp(nanoseconds: left.quiet)) < 10)
         // Never ahead of the monotonic clock.
-        #expect(QuietClock(goingOnFrom: Clock.nanoseconds() + Self.second).nanoseconds <= Clock.nanoseconds())
+        let future = Clock.nanoseconds() + 60 * Self.second
+        #expect(QuietClock(goingOnFrom: QuietClock.Times(quiet: future, awake: future)).nanoseconds <= Clock.nanoseconds())
     }
 }
 
@@ -112,9 +145,9 @@ extension DeviceTests {
         private static let grace: Int64 = 400
 
         /// A device whose last server has died with pages 1 and 2 in a pipe, judged written, to be put back after the grace time; those that a fault waits for after
-        /// `awaited`. Nobody has lived for `dead`.
+        /// `awaited`.
         private static func left(
-            _ directory: TemporaryDirectory, grace: Int64 = grace, awaited: Int64 = grace, dead: Int64 = 0
+            _ directory: TemporaryDirectory, grace: Int64 = grace, awaited: Int64 = grace
         ) throws -> (MemoryDevice, ReclaimJournal) {
             let device = try Guest.device(pages: 2048, budget: Budget.pagesMin, directory: directory) { $0.graceMilliseconds = grace }
             let journal = try ReclaimJournal()
@@ -132,8 +165,9 @@ extension DeviceTests {
             try device.memfd.punchHole(at: UInt64(pageBytes), length: 2 * UInt64(pageBytes))
             journal.noteJudged(box, [true, true])
             let now = Clock.nanoseconds()
-            journal.noteTime(now, now: now - dead * 1_000_000)
-            journal.noteDue(box, now + grace * 1_000_000, awaited: now + (awaited - dead) * 1_000_000)
+            let times = QuietClock.Times(quiet: now, awake: now)
+            journal.noteTimes(times)
+            journal.noteDue(box, times.quiet + grace * 1_000_000, awaited: times.awake + awaited * 1_000_000)
             return (device, try ReclaimJournal(adopting: journal.memory.duplicate(), pipes: journal.pipe))
         }
 
@@ -155,15 +189,15 @@ extension DeviceTests {
         }
 
         /// Servers that are killed at shorter intervals than the grace time: a fault that waits stops the quiet clock, so each would begin anew.
-        @Test("A server that died while a fault waited leaves the rest of that time, without the time that nobody lived") func restOfTheTime() throws {
+        @Test("A server that died while a fault waited leaves the rest of that time") func restOfTheTime() throws {
             let directory = TemporaryDirectory()
-            let (device, journal) = try Self.left(directory, grace: 3000, awaited: 200, dead: 150)
+            let (device, journal) = try Self.left(directory, grace: 3000, awaited: 200)
             let began = Clock.nanoseconds()
             let guest = try Guest(device, noDMA: false, left: journal)
             defer { guest.stop() }
             #expect(guest[2] == 0x0202_0202_0202_0202)
             let waited = (Clock.nanoseconds() - began) / 1_000_000
-            #expect(waited >= 190, "what was dead has counted")
+            #expect(waited >= 190)
             #expect(waited < 2900, "the time has begun anew")
         }
 

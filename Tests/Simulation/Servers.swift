@@ -116,7 +116,7 @@ final class Servers {
         let kept = world.vault.bag()
         let journal = try ReclaimJournal(adopting: kept, prefix: "journal")
         let adopted = try MemoryDevice(
-            adopting: kept, name: "simulated", pageCount: world.plan.pageCount, quietTime: journal.time, settings: settings()
+            adopting: kept, name: "simulated", pageCount: world.plan.pageCount, times: journal.times, settings: settings()
         ) { Self.note($0) }
         device = adopted
         let mapper = mapper(try kept.required("mapper/userfault"), try kept.required("mapper/pagemap"))
