@@ -121,7 +121,7 @@ private final class Sender {
     /// From one round to the next. What a round finds is what the last pass would, so eager ones are short.
     private static let turnNanoseconds: Int64 = 200_000_000
     private static let eagerTurnNanoseconds: Int64 = 50_000_000
-    private static let eagerRoundsMax = 12
+    private static let eagerRoundsMax = 5
     private var turnNanoseconds: Int64 { isEager ? Self.eagerTurnNanoseconds : Self.turnNanoseconds }
     private static let aliveNanoseconds: Int64 = 2_000_000_000
 
