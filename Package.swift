@@ -74,7 +74,11 @@ let package = Package(
         .testTarget(name: "ControlAPITests", dependencies: ["ControlAPI"], swiftSettings: swift),
         .testTarget(name: "SettingsTests", dependencies: ["Settings", "ControlAPI"], swiftSettings: swift),
         .testTarget(
-            name: "MemdevdTests", dependencies: ["memdevd", "MemDeviceServer", "Migrator", "RemoteRAM", "ControlAPI", "Kernel", "Settings", "TestSupport"],
+            name: "MemdevdTests",
+            dependencies: [
+                "memdevd", "memdevctl", "MemDeviceServer", "Migrator", "RemoteRAM", "ControlAPI", "Kernel", "Settings", "TestSupport",
+                .product(name: "NIOSSL", package: "swift-nio-ssl"),
+            ],
             swiftSettings: swift),
         .testTarget(name: "MemdevctlTests", dependencies: ["memdevctl", "ControlAPI"], swiftSettings: swift),
     ]

@@ -33,6 +33,7 @@ struct PKI: ParsableCommand {
 
         func run() throws {
             let made = try Authority.make(days: days)
+            try place.make()
             try place.write(made.key, "authority.key", mode: 0o600)
             try place.write(made.certificate, "authority.pem", mode: 0o644)
             print("made \(place.path("authority.pem")), valid for \(days) days, and \(place.path("authority.key")), which stays secret and here")
@@ -76,6 +77,13 @@ struct PKI: ParsableCommand {
 
 extension PKI.DirectoryOption {
     func path(_ name: String) -> String { directory.hasSuffix("/") ? directory + name : "\(directory)/\(name)" }
+
+    /// For an authority of its own; nobody else has business there.
+    func make() throws {
+        guard mkdir(directory, 0o700) == 0 || errno == EEXIST else {
+            throw Failure(.refused, "cannot make the directory \(directory): \(unsafe String(cString: strerror(errno)))")
+        }
+    }
 
     func read(_ name: String) throws -> String {
         do {
@@ -154,11 +162,11 @@ struct Authority {
     }
 
     /// For both ends of a connection.
-    func issue(_ name: String, days: Int) throws -> Made {
+    func issue(_ name: String, days: Int, from: Date = .now) throws -> Made {
         let key = P256.Signing.PrivateKey()
         let made = try Certificate(
-            version: .v3, serialNumber: .init(), publicKey: .init(key.publicKey), notValidBefore: Date.now - Self.earlierSeconds,
-            notValidAfter: min(Date.now + Double(days) * Self.secondsPerDay, certificate.notValidAfter), issuer: certificate.subject,
+            version: .v3, serialNumber: .init(), publicKey: .init(key.publicKey), notValidBefore: from - Self.earlierSeconds,
+            notValidAfter: min(from + Double(days) * Self.secondsPerDay, certificate.notValidAfter), issuer: certificate.subject,
             subject: try DistinguishedName { CommonName(name) }, signatureAlgorithm: .ecdsaWithSHA256,
             extensions: try Certificate.Extensions {
                 Critical(BasicConstraints.notCertificateAuthority)

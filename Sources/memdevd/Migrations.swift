@@ -120,10 +120,10 @@ final class Migrations: Sendable {
             socket = try StreamSocket.connect(to: address, milliseconds: connectMilliseconds)
             try socket.configure(deadMilliseconds: PeerLink.silenceMilliseconds)
         } catch {
-            throw .link("connecting to the memdevd at \(address)", error)
+            throw .link("connecting to the memdevd of \(name) at \(address)", error)
         }
         guard case .tls(let credentials) = security else { return socket }
-        return try TLSStream.open(socket, credentials, isClient: true, names: [name]).0
+        return try TLSStream.open(socket, credentials, isClient: true, names: [name], place: "\(name) (\(address))").0
     }
 
     private static func add(_ job: Job, _ state: inout State) {
@@ -215,7 +215,7 @@ final class Migrations: Sendable {
         let incoming = Incoming(socket) { [self] (socket) throws(MigrationFailure) in
             var stream: any PeerStream = socket
             if case .tls(let credentials) = security {
-                (stream, peer.text) = try TLSStream.open(socket, credentials, isClient: false, names: settings.peers.map(\.name))
+                (stream, peer.text) = try TLSStream.open(socket, credentials, isClient: false, names: settings.peers.map(\.name), place: "\(from)")
             }
             return (stream, FromPeer(migrations: self, peer: peer.text))
         }

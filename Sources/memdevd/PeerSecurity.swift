@@ -12,7 +12,10 @@ enum PeerSecurity: Sendable {
     static func read(_ settings: DaemonSettings, _ logger: Logger) -> PeerSecurity {
         if settings.peerPlaintext { return .plaintext }
         do throws(PeerCredentials.Unusable) {
-            if let credentials = try PeerCredentials(settings) { return .tls(credentials) }
+            if let credentials = try PeerCredentials(settings) {
+                if let warning = credentials.warning { logger.warning("\(warning)") }
+                return .tls(credentials)
+            }
             return .none(
                 "set peer-certificate, peer-key and peer-authority ('memdevctl pki' makes them), or peer-plaintext: true on both hosts if their network is trusted"
             )

@@ -19,24 +19,28 @@ final class TLSStream: PeerStream, @unchecked Sendable {
     /// What one receive asks the socket for.
     private static let chunkBytes = 256 << 10
 
-    /// Shakes hands; returns when the other side's certificate has been checked against the authority and is for one of `names`. Throws what to do.
+    /// How long a hand-shake may take in all: who is not known yet must not hold up one of the few connections.
+    static let shakeMilliseconds: Int32 = 15_000
+
+    /// Shakes hands; returns when the other side's certificate has been checked against the authority and is for one of `names`. Throws what to do; `place`: who and where.
     static func open(
-        _ socket: StreamSocket, _ credentials: PeerCredentials, isClient: Bool, names: [String]
+        _ socket: StreamSocket, _ credentials: PeerCredentials, isClient: Bool, names: [String], place: String, milliseconds: Int32 = shakeMilliseconds
     ) throws(MigrationFailure) -> (TLSStream, peer: String) {
         let stream: TLSStream
-        do { stream = try TLSStream(socket, credentials, isClient: isClient) } catch { throw .local("TLS cannot begin: \(error)") }
+        do { stream = try TLSStream(socket, credentials, isClient: isClient) } catch { throw .local("TLS with \(place) cannot begin: \(error)") }
         do throws(Errno) {
-            try socket.setTimeouts(milliseconds: PeerLink.silenceMilliseconds)
-            try stream.shakeHands()
+            try socket.setTimeouts(milliseconds: milliseconds)
+            try stream.shakeHands(until: Clock.nanoseconds() + Int64(milliseconds) * 1_000_000)
         } catch {
-            throw .local("TLS with the other host failed: \(stream.explanation ?? "\(error)")")
+            throw .local("TLS with \(place) failed: \(stream.explanation ?? "\(error)")")
         }
-        let found = stream.certificateNames
+        let certificate = stream.certificate
+        let found = certificate.map(PeerCredentials.names) ?? []
         guard let peer = names.first(where: found.contains) else {
-            let theirs = found.isEmpty ? "no name" : found.joined(separator: ", ")
+            let theirs = PeerCredentials.shown(names: found)
             stream.shutDown()
             throw .local(
-                "the other host's certificate is for \(theirs); expected \(names.joined(separator: " or ")): names of peers and of certificates must be the same"
+                "\(place) shows a certificate for \(theirs); expected \(names.joined(separator: " or ")): the name in 'peers' here and in the certificate there must be the same"
             )
         }
         return (stream, peer)
@@ -52,21 +56,22 @@ final class TLSStream: PeerStream, @unchecked Sendable {
         channel.connect(to: try SocketAddress(unixDomainSocketPath: "peer"), promise: nil)
     }
 
-    private func shakeHands() throws(Errno) {
+    private func shakeHands(until deadline: Int64) throws(Errno) {
         try pushOut()
         while !watcher.isShaken {
             if try !pullIn() {
                 explanation = explanation ?? "it has ended the connection; does it use TLS (peer-certificate), and does it know this host's authority?"
                 throw .connectionReset
             }
+            if Clock.nanoseconds() > deadline {
+                explanation = "its hand-shake takes too long"
+                throw .timedOut
+            }
         }
         try pushOut()
     }
 
-    private var certificateNames: [String] {
-        guard let certificate = try? channel.pipeline.syncOperations.nioSSL_peerCertificate() else { return [] }
-        return certificate._subjectAlternativeNames().compactMap { $0.nameType == .dnsName ? String(decoding: $0.contents, as: UTF8.self) : nil }
-    }
+    private var certificate: NIOSSLCertificate? { try? channel.pipeline.syncOperations.nioSSL_peerCertificate() }
 
     // MARK: Between the channel and the socket
 
@@ -128,7 +133,7 @@ final class TLSStream: PeerStream, @unchecked Sendable {
     }
 
     private func fail(_ error: any Error) -> Errno {
-        explanation = PeerCredentials.explain(error)
+        explanation = PeerCredentials.explain(error, certificate: watcher.certificate)
         return .protocolError
     }
 
@@ -185,6 +190,8 @@ private final class Watcher: ChannelInboundHandler {
     private(set) var isShaken = false
     private(set) var isClosed = false
     private(set) var error: (any Error)?
+    /// What the other side has shown, be it right or wrong.
+    private(set) var certificate: NIOSSLCertificate?
 
     func userInboundEventTriggered(context: ChannelHandlerContext, event: Any) {
         switch event as? TLSUserEvent {
@@ -195,5 +202,10 @@ private final class Watcher: ChannelInboundHandler {
         context.fireUserInboundEventTriggered(event)
     }
 
-    func errorCaught(context: ChannelHandlerContext, error: any Error) { if self.error == nil { self.error = error } }
+    func errorCaught(context: ChannelHandlerContext, error: any Error) {
+        if self.error != nil { return }
+        self.error = error
+        // Afterwards the handler is gone.
+        certificate = try? context.pipeline.syncOperations.nioSSL_peerCertificate()
+    }
 }

@@ -1,17 +1,20 @@
+import Foundation
 import Glibc
 import Kernel
 import Migrator
+import NIOSSL
 import Settings
 import Synchronization
 import TestSupport
 import Testing
 
+@testable import memdevctl
 @testable import memdevd
 
 /// Connections between hosts with certificates that `memdevctl pki` has made.
 @Suite struct PeerTLSTests {
     /// An authority and hosts' certificates in a directory.
-    private final class Authority {
+    final class Hosts {
         let directory = TemporaryDirectory()
 
         init(_ names: String...) throws {
@@ -33,6 +36,39 @@ import Testing
         }
 
         func credentials(_ name: String) throws -> PeerCredentials { try #require(try PeerCredentials(settings(name))) }
+
+        private func text(_ name: String) throws -> String { try String(contentsOfFile: "\(directory.path)/\(name)", encoding: .utf8) }
+
+        /// Issues a certificate that begins so many days from now, for one day.
+        func issue(_ name: String, inDays days: Double) throws {
+            let authority = try Authority(certificate: try text("authority.pem"), key: try text("authority.key"))
+            let made = try authority.issue(name, days: 1, from: Date.now + days * 86_400)
+            for (kind, content) in [("pem", made.certificate), ("key", made.key)] {
+                let path = "\(directory.path)/\(name).\(kind)"
+                try content.write(toFile: path, atomically: false, encoding: .utf8)
+                try #require(chmod(path, 0o600) == 0)
+            }
+        }
+
+        /// As `memdevd` would be with these files, if it did not look at them before; and with what else a stranger may do.
+        func stranger(_ name: String?, change: (inout TLSConfiguration) -> Void = { _ in }) throws -> PeerCredentials {
+            let chain = try name.map { try NIOSSLCertificate.fromPEMFile("\(directory.path)/\($0).pem") } ?? []
+            let key = try name.map { try NIOSSLPrivateKey(file: "\(directory.path)/\($0).key", format: .pem) }
+            let roots = try NIOSSLCertificate.fromPEMFile("\(directory.path)/authority.pem")
+            var client = TLSConfiguration.makeClientConfiguration()
+            client.certificateChain = chain.map { .certificate($0) }
+            client.privateKey = key.map { .privateKey($0) }
+            client.certificateVerification = .noHostnameVerification
+            client.trustRoots = .certificates(roots)
+            change(&client)
+            let ours = try credentials("a")
+            guard let key else { return PeerCredentials(client: try NIOSSLContext(configuration: client), server: ours.server) }
+            var server = TLSConfiguration.makeServerConfiguration(certificateChain: client.certificateChain, privateKey: .privateKey(key))
+            server.certificateVerification = .noHostnameVerification
+            server.trustRoots = .certificates(roots)
+            change(&server)
+            return PeerCredentials(client: try NIOSSLContext(configuration: client), server: try NIOSSLContext(configuration: server))
+        }
     }
 
     /// What both sides came to.
@@ -44,7 +80,7 @@ import Testing
         let sides = Mutex<(client: Side?, server: Side?)>((nil, nil))
         @Sendable func side(_ socket: StreamSocket, _ credentials: PeerCredentials, isClient: Bool, names: [String]) -> Side {
             do throws(MigrationFailure) {
-                let (stream, peer) = try TLSStream.open(socket, credentials, isClient: isClient, names: names)
+                let (stream, peer) = try TLSStream.open(socket, credentials, isClient: isClient, names: names, place: isClient ? "the server" : "the client")
                 do throws(Errno) {
                     try Self.talk(stream, sendsFirst: isClient)
                 } catch {
@@ -96,25 +132,25 @@ import Testing
     }
 
     @Test("Hosts of one authority know each other by name, and what is sent arrives") func works() throws {
-        let authority = try Authority("a", "b")
+        let authority = try Hosts("a", "b")
         let sides = try connect(client: try authority.credentials("a"), server: try authority.credentials("b"), expected: ["b"], known: ["c", "a"])
         #expect(text(sides.client) == "connected with b" && text(sides.server) == "connected with a")
     }
 
     @Test("A certificate of another name is refused, on either side") func wrongName() throws {
-        let authority = try Authority("a", "b", "mallory")
+        let authority = try Hosts("a", "b", "mallory")
         var sides = try connect(client: try authority.credentials("a"), server: try authority.credentials("mallory"), expected: ["b"], known: ["a"])
-        #expect(text(sides.client).contains("is for mallory; expected b"), "\(text(sides.client))")
+        #expect(text(sides.client).contains("the server shows a certificate for mallory; expected b: "), "\(text(sides.client))")
         #expect(!text(sides.server).hasPrefix("connected"))
         sides = try connect(client: try authority.credentials("mallory"), server: try authority.credentials("b"), expected: ["b"], known: ["a", "c"])
-        #expect(text(sides.server).contains("is for mallory; expected a or c"), "\(text(sides.server))")
+        #expect(text(sides.server).contains("the client shows a certificate for mallory; expected a or c: "), "\(text(sides.server))")
         #expect(!text(sides.client).hasPrefix("connected"))
     }
 
     @Test("A certificate of another authority is refused, on either side, and both say so") func wrongAuthority() throws {
-        let (ours, theirs) = (try Authority("a", "b"), try Authority("a", "b"))
+        let (ours, theirs) = (try Hosts("a", "b"), try Hosts("a", "b"))
         var sides = try connect(client: try ours.credentials("a"), server: try theirs.credentials("b"), expected: ["b"], known: ["a"])
-        #expect(text(sides.client).contains("not of this host's authority"), "\(text(sides.client))")
+        #expect(text(sides.client).contains("is not of this host's authority (peer-authority)"), "\(text(sides.client))")
         #expect(text(sides.server).contains("does not know the authority of this host's certificate"), "\(text(sides.server))")
         // The server's certificate is right, the client's is not: a client that believes both authorities.
         let both = ours.directory.path + "/both.pem"
@@ -122,29 +158,98 @@ import Testing
         var settings = theirs.settings("a")
         settings.peerAuthority = both
         sides = try connect(client: try #require(try PeerCredentials(settings)), server: try ours.credentials("b"), expected: ["b"], known: ["a"])
-        #expect(text(sides.server).contains("not of this host's authority"), "\(text(sides.server))")
+        #expect(text(sides.server).contains("is not of this host's authority (peer-authority)"), "\(text(sides.server))")
         #expect(text(sides.client).contains("does not know the authority of this host's certificate"), "\(text(sides.client))")
     }
 
+    @Test("A certificate that has expired, or is not valid yet, is refused on either side, with its name and what to do") func dates() throws {
+        let hosts = try Hosts("a", "b")
+        for (days, said) in [(-10.5, "has expired 9 days ago: there, issue another"), (10, "is not valid yet: compare the clocks")] {
+            try hosts.issue("old", inDays: days)
+            let old = try hosts.stranger("old")
+            var sides = try connect(client: try hosts.credentials("a"), server: old, expected: ["old"], known: ["a"])
+            #expect(text(sides.client).hasPrefix("TLS with the server failed: its certificate, for old, \(said)"), "\(text(sides.client))")
+            #expect(!text(sides.server).hasPrefix("connected"))
+            sides = try connect(client: old, server: try hosts.credentials("b"), expected: ["b"], known: ["old"])
+            #expect(text(sides.server).hasPrefix("TLS with the client failed: its certificate, for old, \(said)"), "\(text(sides.server))")
+            #expect(!text(sides.client).hasPrefix("connected"))
+        }
+    }
+
+    @Test("Who shows no certificate is refused, and told") func noCertificate() throws {
+        let hosts = try Hosts("a", "b")
+        let sides = try connect(client: try hosts.stranger(nil), server: try hosts.credentials("b"), expected: ["b"], known: ["a"])
+        #expect(text(sides.server).hasPrefix("TLS with the client failed: it showed no certificate: set peer-certificate"), "\(text(sides.server))")
+        #expect(text(sides.client).contains("it wants a certificate: set peer-certificate"), "\(text(sides.client))")
+    }
+
+    @Test("TLS before 1.3 is refused, on either side") func oldVersion() throws {
+        let hosts = try Hosts("a", "b")
+        let old = try hosts.stranger("a") { $0.maximumTLSVersion = .tlsv12 }
+        var sides = try connect(client: old, server: try hosts.credentials("b"), expected: ["b"], known: ["a"])
+        #expect(text(sides.server).contains("it does not speak TLS 1.3"), "\(text(sides.server))")
+        #expect(text(sides.client).contains("this host speaks 1.3") || !text(sides.client).hasPrefix("connected"), "\(text(sides.client))")
+        sides = try connect(client: try hosts.credentials("b"), server: old, expected: ["a"], known: ["b"])
+        #expect(!text(sides.client).hasPrefix("connected") && !text(sides.server).hasPrefix("connected"))
+        #expect(text(sides.client).contains("version") || text(sides.client).contains("1.3"), "\(text(sides.client))")
+    }
+
+    @Test("A hand-shake that comes byte by byte ends in time") func slow() throws {
+        let hosts = try Hosts("b")
+        let pair = try StreamSocket.pair()
+        let (credentials, sender) = (try hosts.credentials("b"), pair.0)
+        // A record that never ends: each byte alone is in time.
+        let thread = try Thread(name: "slow") {
+            let start: [UInt8] = [22, 3, 1, 0x3F, 0xFF]
+            do throws(Errno) {
+                for index in 0..<100_000 {
+                    let byte = [index < start.count ? start[index] : 0]
+                    var failure: Errno?
+                    unsafe byte.withUnsafeBytes { bytes in
+                        do throws(Errno) { try unsafe sender.send(bytes) } catch { failure = error }
+                    }
+                    if let failure { throw failure }
+                    Clock.sleep(milliseconds: 1)
+                }
+            } catch {}
+        }
+        let error = #expect(throws: MigrationFailure.self) {
+            _ = try TLSStream.open(pair.1, credentials, isClient: false, names: ["a"], place: "x", milliseconds: 200)
+        }
+        #expect(error?.description == "TLS with x failed: its hand-shake takes too long", "\(error?.description ?? "")")
+        pair.1.shutDown()
+        thread.join()
+    }
+
+    @Test("Names that a stranger has chosen cannot write into a terminal") func names() {
+        #expect(PeerCredentials.shown(names: ["a\u{1B}[31mb\n", "ü"]) == "a??31mb?, ?")
+        #expect(PeerCredentials.shown(names: Array(repeating: String(repeating: "x", count: 300), count: 9)).utf8.count < 300)
+        #expect(PeerCredentials.shown(names: []) == "no name")
+    }
+
     @Test("A peer that does not speak TLS is told apart") func plaintext() throws {
-        let authority = try Authority("b")
+        let authority = try Hosts("b")
         let pair = try StreamSocket.pair()
         let hello: [UInt8] = Array("MDMG".utf8) + [UInt8](repeating: 0, count: 60)
         try unsafe hello.withUnsafeBytes { try unsafe pair.0.send($0) }
-        let error = #expect(throws: MigrationFailure.self) { _ = try TLSStream.open(pair.1, try authority.credentials("b"), isClient: false, names: ["a"]) }
+        let error = #expect(throws: MigrationFailure.self) {
+            _ = try TLSStream.open(pair.1, try authority.credentials("b"), isClient: false, names: ["a"], place: "x")
+        }
         #expect(error?.description.contains("does not speak TLS") == true, "\(error?.description ?? "")")
     }
 
     @Test("A connection that ends in the hand-shake says what to look at") func ends() throws {
-        let authority = try Authority("a")
+        let authority = try Hosts("a")
         let pair = try StreamSocket.pair()
         pair.1.shutDown()
-        let error = #expect(throws: MigrationFailure.self) { _ = try TLSStream.open(pair.0, try authority.credentials("a"), isClient: true, names: ["b"]) }
-        #expect(error?.description.hasPrefix("TLS with the other host failed: ") == true, "\(error?.description ?? "")")
+        let error = #expect(throws: MigrationFailure.self) {
+            _ = try TLSStream.open(pair.0, try authority.credentials("a"), isClient: true, names: ["b"], place: "b (192.0.2.1:7411)")
+        }
+        #expect(error?.description.hasPrefix("TLS with b (192.0.2.1:7411) failed: ") == true, "\(error?.description ?? "")")
     }
 
     @Test("Files that cannot serve are named, with what to do") func files() throws {
-        let authority = try Authority("a", "b")
+        let authority = try Hosts("a", "b")
         func problem(_ change: (inout DaemonSettings) throws -> Void) rethrows -> String {
             var settings = authority.settings("a")
             try change(&settings)
@@ -160,12 +265,21 @@ import Testing
         #expect(problem { $0.peerKey = authority.directory.path + "/b.key" }.contains("do not work together"))
         #expect(problem { $0.peerKey = $0.peerCertificate }.contains("peer-key: everybody may read"))
         #expect(problem { $0.peerAuthority = $0.peerKey }.contains("/a.key "))
+        try authority.issue("old", inDays: -10.5)
+        let old = { (settings: inout DaemonSettings) in settings = authority.settings("old") }
+        #expect(problem(old).hasSuffix("/old.pem has expired 9 days ago: issue another ('memdevctl pki issue NAME --force'), then 'systemctl reload memdevd'"))
+        try authority.issue("early", inDays: 2)
+        #expect(problem { $0 = authority.settings("early") }.contains("/early.pem is not valid yet"))
+        // Half a day is left.
+        try authority.issue("soon", inDays: -0.5)
+        #expect(try authority.credentials("soon").warning?.contains("/soon.pem expires in 0 days: issue another") == true)
+        #expect(try authority.credentials("a").warning == nil)
         try #require(chmod(authority.directory.path + "/a.key", 0o644) == 0)
         #expect(problem { _ in }.contains("everybody may read"))
     }
 
     @Test("What is there already is replaced only when told to, and keys are nobody else's") func replaced() throws {
-        let authority = try Authority("a")
+        let authority = try Hosts("a")
         func run(_ arguments: String...) throws -> Command.Result {
             try Command.run([ChildProcess.directory + "/memdevctl", "pki"] + arguments + ["--directory", authority.directory.path])
         }
