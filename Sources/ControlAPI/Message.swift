@@ -19,6 +19,8 @@ public struct ControlRequest: Codable, Sendable, Equatable {
         case metrics
         /// Begin to move `vm` to the peer `host`; answered when its VMM should be paused.
         case migrate
+        /// What moving `vm` to the peer `host` would come to; moves nothing.
+        case migrateDryRun
         /// The VMM of `vm` stands still and has no I/O in flight: send the rest; answered when the destination is ready.
         case migrateFinish
         /// The VMM at the destination has taken over: the VM is there now.
@@ -79,11 +81,13 @@ public struct ControlReply: Codable, Sendable, Equatable {
     public var devices: [DeviceStatus]?
     public var text: String?
     public var migrations: [MigrationStatus]?
+    public var forecast: MigrationForecast?
 
     public init(
         ok: Bool? = nil, error: String? = nil, denied: Bool? = nil, progress: Progress? = nil, daemon: Daemon? = nil, devices: [DeviceStatus]? = nil,
-        text: String? = nil, migrations: [MigrationStatus]? = nil
+        text: String? = nil, migrations: [MigrationStatus]? = nil, forecast: MigrationForecast? = nil
     ) {
+        self.forecast = forecast
         self.migrations = migrations
         self.ok = ok
         self.error = error

@@ -13,6 +13,9 @@ package struct AccessRule: Sendable, Equatable {
     /// Whoever reaches the socket.
     package static let anyone = AccessRule(isForAnyone: true, owner: nil, group: nil, source: .defaults)
 
+    /// Somebody is named.
+    package var isRestricted: Bool { !isForAnyone }
+
     /// The owner and the members of the group; with neither only root.
     package init(owner: UInt32?, group: UInt32?, source: Source) {
         self.init(isForAnyone: false, owner: owner, group: group, source: source)

@@ -36,8 +36,8 @@ package final class DeviceRegistry: Sendable {
         package var keep: Bool
         /// Process of the VMM that is attached; nil when the device is kept without one.
         package var attachedPID: Int32?
-        /// Who attached it first; nobody else but root gets its contents.
-        package let ownerUID: UInt32
+        /// Who attached it first; nobody else but root gets its contents. nil: it comes from another host, and nobody has attached it yet.
+        package fileprivate(set) var ownerUID: UInt32?
         package var regions: [Request.Region] = []
         package var channel: BackendChannel?
         /// A VMM has started: there may be contents.
@@ -133,18 +133,37 @@ package final class DeviceRegistry: Sendable {
             throw .meaning(.busy, "VM \(vm) exists from before memdevd was restarted and could not be adopted: \(reason)")
         }
         if let entry = state.entries[vm] {
-            guard uid == entry.ownerUID || uid == 0 else { throw .meaning(.permission, "VM \(vm) belongs to uid \(entry.ownerUID)") }
+            if let owner = entry.ownerUID {
+                let advice = entry.device.isReceiving ? " on the host that it comes from: if that is another user here, name its owner in memdevd.yaml" : ""
+                guard uid == owner || uid == 0 else { throw .meaning(.permission, "VM \(vm) belongs to uid \(owner)\(advice)") }
+            } else {
+                try checkShare(of: uid, bytes: entry.device.pageCount << pageShift, state)
+            }
             if let other = entry.attachedPID { throw .meaning(.busy, "VM \(vm) is in use by process \(other)") }
             let size = entry.device.pageCount << pageShift
             guard bytes == 0 || bytes == size else {
                 throw .meaning(.exists, "VM \(vm) is kept with \(size) bytes, \(bytes) were asked for; 'memdevctl release \(vm)' forgets it")
             }
             state.entries[vm]!.attachedPID = pid
+            state.entries[vm]!.ownerUID = entry.ownerUID ?? uid
             state.entries[vm]!.keepWanted = keep
             state.entries[vm]!.regions = []
             return (entry.device, true)
         }
         let bytes = try size(vm: vm, asked: bytes)
+        let pageCount = bytes >> pageShift
+        let settings = try checkNew(vm: vm, bytes: bytes, uid: uid, state).settings
+        do throws(MemoryDevice.Failure) {
+            let device = try MemoryDevice(name: vm, pageCount: pageCount, settings: settings, onEvent: tell(of: vm))
+            state.entries[vm] = Entry(device: device, keep: keep, attachedPID: pid, ownerUID: uid, keepWanted: keep)
+            return (device, false)
+        } catch {
+            throw .meaning(.noMemory, "VM \(vm): \(error)")
+        }
+    }
+
+    /// What a new device would be made with; refuses one for which there is no room.
+    private func checkNew(vm: String, bytes: UInt64, uid: UInt32, _ state: State) throws(Refusal) -> (settings: DeviceSettings, budgetPages: UInt64) {
         guard state.entries.count < limits.devicesMax else {
             throw .meaning(.noSpace, "\(state.entries.count) devices exist, devices-max allows \(limits.devicesMax)")
         }
@@ -153,14 +172,9 @@ package final class DeviceRegistry: Sendable {
         settings.vault = vault
         if let pages = state.budgets[vm] { settings.budgetPages = pages }
         let pageCount = bytes >> pageShift
-        try checkRoom(for: MemoryDevice.effectiveBudget(settings.budgetPages ?? pageCount, pageCount), vm: vm, state)
-        do throws(MemoryDevice.Failure) {
-            let device = try MemoryDevice(name: vm, pageCount: pageCount, settings: settings, onEvent: tell(of: vm))
-            state.entries[vm] = Entry(device: device, keep: keep, attachedPID: pid, ownerUID: uid, keepWanted: keep)
-            return (device, false)
-        } catch {
-            throw .meaning(.noMemory, "VM \(vm): \(error)")
-        }
+        let budget = MemoryDevice.effectiveBudget(settings.budgetPages ?? pageCount, pageCount)
+        try checkRoom(for: budget, vm: vm, state)
+        return (settings, budget)
     }
 
     private func tell(of vm: String) -> @Sendable (DeviceEvent) -> Void {
@@ -215,7 +229,8 @@ package final class DeviceRegistry: Sendable {
             record.budgetPages = entry.device.budget
             record.isEncrypted = entry.device.isEncrypted
             record.keep = entry.keep
-            record.ownerUID = entry.ownerUID
+            // It has a VMM: nothing is recorded of one that has not come yet.
+            record.ownerUID = entry.ownerUID ?? 0
             record.attached = entry.attached
             record.regions = entry.regions
             record.adoptions = entry.adoptions
@@ -255,17 +270,20 @@ package final class DeviceRegistry: Sendable {
     // MARK: From another host
 
     /// A device for a VM that comes from another host: a new one, or that of a VMM which is attached and has touched nothing.
-    package func beginReceiving(vm: String, bytes: UInt64) throws(Refusal) -> MemoryDevice {
-        if self[vm] == nil {
-            _ = try attach(vm: vm, bytes: bytes, keep: false, pid: 0)
-            update(vm: vm) { $0.attachedPID = nil }
-        } else if self[vm]?.attachedPID == nil {
-            throw .meaning(.exists, "VM \(vm) exists here already; 'memdevctl release \(vm)' forgets it")
+    ///
+    /// Who may attach it is what the configuration here says of the vm-id; where that names nobody, the user whose it is over there (`owner`), and root.
+    package func beginReceiving(vm: String, bytes: UInt64, owner: UInt32) throws(Refusal) -> MemoryDevice {
+        let isRestricted = configured(vm).access.isRestricted
+        if let entry = self[vm] {
+            try checkWaiting(entry, vm: vm, bytes: bytes, owner: owner, isRestricted: isRestricted)
+        } else {
+            _ = try attach(vm: vm, bytes: bytes, keep: false, pid: 0, uid: isRestricted ? 0 : owner)
+            update(vm: vm) {
+                $0.attachedPID = nil
+                $0.ownerUID = isRestricted ? nil : owner
+            }
         }
         guard let device = self[vm]?.device else { throw .meaning(.noEntry, "VM \(vm) has gone") }
-        guard device.pageCount << pageShift == bytes else {
-            throw .meaning(.invalid, "VM \(vm) has \(device.pageCount << pageShift) bytes here and \(bytes) there")
-        }
         do throws(MemoryDevice.Failure) {
             try device.beginReceiving()
         } catch {
@@ -275,6 +293,48 @@ package final class DeviceRegistry: Sendable {
         vault.release(DeviceRecord.key(vm, "record"))
         update(vm: vm) { $0.hasStarted = false }
         return device
+    }
+
+    /// Refuses a VM that is here already, or whose VMM here may not get what comes.
+    private func checkWaiting(_ entry: Entry, vm: String, bytes: UInt64, owner: UInt32, isRestricted: Bool) throws(Refusal) {
+        guard entry.attachedPID != nil else {
+            throw .meaning(.exists, "VM \(vm) exists here already; 'memdevctl release \(vm)' forgets it")
+        }
+        guard entry.device.pageCount << pageShift == bytes else {
+            throw .meaning(.invalid, "VM \(vm) has \(entry.device.pageCount << pageShift) bytes here and \(bytes) there")
+        }
+        let holder = entry.ownerUID ?? 0
+        guard isRestricted || holder == owner || holder == 0 else {
+            throw .meaning(
+                .access,
+                "VM \(vm) belongs to uid \(owner), the VMM that waits for it here to uid \(holder): if that shall be, name the owner of VM \(vm) in memdevd.yaml there"
+            )
+        }
+    }
+
+    /// What `beginReceiving` would do, without doing it. Returns the budget that the VM would have, in pages.
+    package func judgeReceiving(vm: String, bytes: UInt64, owner: UInt32) throws(Refusal) -> UInt64 {
+        let isRestricted = configured(vm).access.isRestricted
+        if let entry = self[vm] {
+            try checkWaiting(entry, vm: vm, bytes: bytes, owner: owner, isRestricted: isRestricted)
+            if entry.device.isReceiving || entry.device.isFenced { throw .meaning(.busy, "VM \(vm): \(MemoryDevice.Failure.alreadyRunning)") }
+            if entry.device.looksTouched { throw .meaning(.busy, "VM \(vm): \(MemoryDevice.Failure.touched)") }
+            return entry.device.budget
+        }
+        let size = try size(vm: vm, asked: bytes)
+        var refusal: Refusal?
+        let budget = state.withLock { state -> UInt64 in
+            do throws(Refusal) {
+                if state.isEnding { throw .ending }
+                if let reason = state.refused[vm] { throw .meaning(.busy, "VM \(vm) exists from before memdevd was restarted: \(reason)") }
+                return try checkNew(vm: vm, bytes: size, uid: isRestricted ? 0 : owner, state).budgetPages
+            } catch {
+                refusal = error
+                return 0
+            }
+        }
+        if let refusal { throw refusal }
+        return budget
     }
 
     /// All contents are there: the VMM that is attached is served.

@@ -8,6 +8,11 @@ package struct Convergence: Equatable, Sendable {
         case flat
     }
 
+    /// From one round to the next. What a round finds is what the last pass would, so eager ones are short.
+    package static let turnMilliseconds = 200.0
+    package static let eagerTurnMilliseconds = 50.0
+    package static let eagerRoundsMax = 5
+
     private let downtimeMilliseconds: Double
     /// The least so far, or a little more, and how many rounds ago that was.
     private var best = Double.infinity

@@ -2,6 +2,8 @@
 ///
 ///      new ─HELLO▶ greeted ─PREPARE▶ preparing ─prepared▶ receiving ─FINISH▶ finishing ─finished▶ ready ─COMMIT▶ committed
 ///
+///      greeted ─PROBE▶ probed: only asked (`Survey`); nothing is made, and the end of the connection is the end
+///
 /// Until READY is sent, whatever ends the connection makes the destination forget what has come. From READY on it serves the VM whatever happens to the connection:
 /// its VMM may be running already. Only ABORT, which the source sends when the VM has not left, takes that back.
 package struct DestinationMachine: Equatable, Sendable {
@@ -10,6 +12,9 @@ package struct DestinationMachine: Equatable, Sendable {
         case preparing(Message.Prepare)
         case receiving(Message.Prepare, Message.Grant)
         case finishing, ready, committed
+        /// With the filler that has come.
+        case probed(filler: UInt64)
+        case surveyed
         case ended(MigrationFailure)
     }
 
@@ -19,6 +24,7 @@ package struct DestinationMachine: Equatable, Sendable {
         case pages(PagesHead)
         case lost(MigrationFailure)
         case prepared(Message.Grant)
+        case judged(Message.Offer)
         /// All that came with the round is where it belongs.
         case flushed(UInt32, Message.VMMState)
         case vmm(Message.VMMState)
@@ -29,6 +35,8 @@ package struct DestinationMachine: Equatable, Sendable {
     package enum Action: Equatable, Sendable {
         case send(Message)
         case prepare(Message.Prepare, from: String)
+        /// What would come of it?
+        case judge(Message.Prepare, from: String)
         case place(PagesHead)
         case zeros
         case flush(round: UInt32)
@@ -49,7 +57,7 @@ package struct DestinationMachine: Equatable, Sendable {
 
     package var isOver: Bool {
         switch state {
-        case .committed, .ended: true
+        case .committed, .ended, .surveyed: true
         default: false
         }
     }
@@ -60,11 +68,17 @@ package struct DestinationMachine: Equatable, Sendable {
         case .pages(let head): pages(head)
         case .lost(let failure): lost(failure)
         case .prepared(let grant): prepared(grant)
+        case .judged(let offer): isProbed ? [.send(.offer(offer))] : []
         case .flushed(let round, let vmm): isReceiving ? [.send(.roundDone(round, vmm))] : []
         case .vmm(let vmm): isOver ? [] : [.send(.here(vmm))]
         case .finished: finished()
         case .failed(let text): state == .ready ? lost(.local(text)) : fail(.local(text), tell: text)
         }
+    }
+
+    private var isProbed: Bool {
+        if case .probed = state { return true }
+        return false
     }
 
     private var isReceiving: Bool {
@@ -74,7 +88,7 @@ package struct DestinationMachine: Equatable, Sendable {
 
     private mutating func received(_ message: Message) -> [Action] {
         switch (state, message) {
-        case (.ended, _), (.committed, _):
+        case (.ended, _), (.committed, _), (.surveyed, _):
             return []
         case (.new, .hello(let host)):
             state = .greeted
@@ -83,6 +97,16 @@ package struct DestinationMachine: Equatable, Sendable {
         case (.greeted, .prepare(let prepare)):
             state = .preparing(prepare)
             return [.prepare(prepare, from: source)]
+        case (.greeted, .probe(let prepare)):
+            state = .probed(filler: 0)
+            return [.judge(prepare, from: source)]
+        case (.probed(let filler), .filler(let bytes)):
+            let total = filler + UInt64(bytes.count)
+            guard total <= Message.fillerTotalMax else { return broken("\(total) bytes of filler") }
+            state = .probed(filler: total)
+            return []
+        case (.probed(let filler), .fillEnd):
+            return [.send(.filled(filler))]
         case (.receiving(let prepare, _), .zeros(let ranges)):
             guard let last = ranges.last, last.end <= prepare.pageCount else { return broken("zeros outside of the VM") }
             return [.zeros]
@@ -114,6 +138,8 @@ package struct DestinationMachine: Equatable, Sendable {
         case .finishing: "finishing"
         case .ready: "ready"
         case .committed: "committed"
+        case .probed: "probed"
+        case .surveyed: "surveyed"
         case .ended: "ended"
         }
     }
@@ -123,7 +149,7 @@ package struct DestinationMachine: Equatable, Sendable {
         case .receiving(let prepare, _):
             guard let last = head.entries.last, last.page < prepare.pageCount else { return broken("pages outside of the VM") }
             return [.place(head)]
-        case .ended, .committed: return []
+        case .ended, .committed, .surveyed: return []
         default: return broken("pages in state \(name)")
         }
     }
@@ -142,7 +168,11 @@ package struct DestinationMachine: Equatable, Sendable {
 
     private mutating func lost(_ failure: MigrationFailure) -> [Action] {
         switch state {
-        case .ended, .committed: return []
+        case .ended, .committed, .surveyed: return []
+        case .probed:
+            // It knows what it wanted to know.
+            state = .surveyed
+            return [.close]
         case .ready:
             // The VM may be running here.
             state = .committed
@@ -159,7 +189,7 @@ package struct DestinationMachine: Equatable, Sendable {
 
     private mutating func fail(_ failure: MigrationFailure, tell: String?) -> [Action] {
         switch state {
-        case .ended, .committed: return []
+        case .ended, .committed, .surveyed: return []
         case .ready:
             guard case .aborted = failure else { return [] }
         default: break

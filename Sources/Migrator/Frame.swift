@@ -19,6 +19,9 @@ package struct Frame: Equatable, Sendable {
         case commit = 7
         case abort = 8
         case alive = 9
+        case probe = 10
+        case filler = 11
+        case fillEnd = 12
         // From the destination.
         case welcome = 33
         case prepared = 34
@@ -27,6 +30,8 @@ package struct Frame: Equatable, Sendable {
         case ready = 37
         case committed = 38
         case here = 39
+        case offer = 40
+        case filled = 41
 
         package var isFromSource: Bool { rawValue < 32 }
     }
@@ -76,7 +81,13 @@ package struct Frame: Equatable, Sendable {
 }
 
 extension Frame.Kind {
-    package var payloadBytesMax: Int { self == .pages ? PagesHead.payloadBytesMax : Message.payloadBytesMax }
+    package var payloadBytesMax: Int {
+        switch self {
+        case .pages: PagesHead.payloadBytesMax
+        case .filler: Message.fillerBytesMax
+        default: Message.payloadBytesMax
+        }
+    }
 }
 
 /// Which frame comes next in one direction. Pure.

@@ -9,6 +9,8 @@ package protocol MigrationTarget: Sendable {
     var host: String { get }
     /// A device that can receive the VM, and the DRAM there is for it; or why not.
     func prepare(_ prepare: Message.Prepare, from: String, epoch: UInt64) throws(MigrationFailure) -> Arrival
+    /// What would come of a `prepare`; makes nothing.
+    func judge(_ prepare: Message.Prepare, from: String) -> Message.Offer
     func vmm(of vm: String) -> Message.VMMState
     /// Everything has come: the device begins to serve its VMM, and survives this process from now on.
     func finish(_ vm: String, _ device: MemoryDevice, epoch: UInt64) throws(MigrationFailure)
@@ -29,7 +31,8 @@ package struct Arrival: Sendable {
 /// Receives one device from another host. `DestinationMachine` decides, this does.
 /// Concurrency: `run` on the connection's thread; `figures` and `cut` from any.
 package final class Incoming: Sendable {
-    private let socket: StreamSocket
+    /// Until the end: who is told about this afterwards holds no connection.
+    private let socket: Mutex<StreamSocket?>
     private let open: @Sendable (StreamSocket) throws(MigrationFailure) -> (any PeerStream, any MigrationTarget)
     private let shown = Mutex(MigrationFigures())
     private let name = Mutex<String?>(nil)
@@ -40,7 +43,7 @@ package final class Incoming: Sendable {
 
     /// `open` makes a stream of the socket and finds out who is there, on the connection's thread.
     package init(_ socket: StreamSocket, open: @escaping @Sendable (StreamSocket) throws(MigrationFailure) -> (any PeerStream, any MigrationTarget)) {
-        self.socket = socket
+        self.socket = Mutex(socket)
         self.open = open
         shown.withLock { $0.began = Clock.nanoseconds() }
     }
@@ -50,6 +53,7 @@ package final class Incoming: Sendable {
     package var vm: String? { name.withLock { $0 } }
 
     package func run() {
+        guard let socket = socket.withLock({ $0 }) else { return }
         do throws(MigrationFailure) {
             let (stream, target) = try open(socket)
             let link = try PeerLink(stream, isSource: false, epoch: 0)
@@ -64,10 +68,13 @@ package final class Incoming: Sendable {
                 figures.error = error.description
             }
         }
+        // A stranger, too, is told by the end of the connection.
+        cut()
+        self.socket.withLock { $0 = nil }
         shown.withLock { $0.ended = Clock.nanoseconds() }
     }
 
-    package func cut() { socket.shutDown() }
+    package func cut() { socket.withLock { $0?.shutDown() } }
 }
 
 /// The thread's own state.
@@ -128,6 +135,9 @@ private final class Receiver {
             switch action {
             case .send(let message): try link.send(message)
             case .prepare(let prepare, let from): return try self.prepare(prepare, from: from)
+            case .judge(let prepare, let from):
+                figures.isSurvey = true
+                return .judged(target.judge(prepare, from: from))
             case .place(let head): try place(head)
             case .zeros:
                 for run in zeros { try io { pages throws(Errno) in try pages.zeros(run) } }
@@ -205,11 +215,11 @@ private final class Receiver {
 
     private func publish() {
         switch machine.state {
-        case .new, .greeted, .preparing: figures.state = .starting
+        case .new, .greeted, .preparing, .probed: figures.state = .starting
         case .receiving: figures.state = .copying
         case .finishing: figures.state = .finishing
         case .ready: figures.state = .ready
-        case .committed: figures.state = .done
+        case .committed, .surveyed: figures.state = .done
         case .ended(let failure):
             figures.state = .failed
             figures.error = failure.description

@@ -12,6 +12,12 @@ package enum Message: Equatable, Sendable {
     case commit
     case abort(String)
     case alive
+    /// What would come of a PREPARE? Nothing is made.
+    case probe(Prepare)
+    /// To measure the link.
+    case filler([UInt8])
+    /// Say when all of it is there.
+    case fillEnd
     // From the destination.
     case welcome(host: String)
     case prepared(Grant)
@@ -20,6 +26,9 @@ package enum Message: Equatable, Sendable {
     case ready
     case committed
     case here(VMMState)
+    case offer(Offer)
+    /// Bytes of FILLER so far.
+    case filled(UInt64)
 
     /// What is to come.
     package struct Prepare: Equatable, Sendable {
@@ -30,13 +39,16 @@ package enum Message: Equatable, Sendable {
         package var ssdPages: UInt64
         /// The VM's budget at the source.
         package var budgetPages: UInt64
+        /// Whose it is there.
+        package var ownerUID: UInt32
 
-        package init(vm: String, pageCount: UInt64, residentPages: UInt64, ssdPages: UInt64, budgetPages: UInt64) {
+        package init(vm: String, pageCount: UInt64, residentPages: UInt64, ssdPages: UInt64, budgetPages: UInt64, ownerUID: UInt32 = 0) {
             self.vm = vm
             self.pageCount = pageCount
             self.residentPages = residentPages
             self.ssdPages = ssdPages
             self.budgetPages = budgetPages
+            self.ownerUID = ownerUID
         }
     }
 
@@ -49,6 +61,25 @@ package enum Message: Equatable, Sendable {
         package init(residentPages: UInt64, budgetPages: UInt64) {
             self.residentPages = residentPages
             self.budgetPages = budgetPages
+        }
+    }
+
+    /// What would come of a PREPARE now.
+    package struct Offer: Equatable, Sendable {
+        package var residentPages: UInt64
+        package var budgetPages: UInt64
+        /// Free on the disk of the swap files.
+        package var diskBytes: UInt64
+        package var vmm: VMMState
+        /// Why it would be refused; empty: it would not.
+        package var refusal: String
+
+        package init(residentPages: UInt64, budgetPages: UInt64, diskBytes: UInt64, vmm: VMMState, refusal: String) {
+            self.residentPages = residentPages
+            self.budgetPages = budgetPages
+            self.diskBytes = diskBytes
+            self.vmm = vmm
+            self.refusal = refusal
         }
     }
 
@@ -72,6 +103,9 @@ package enum Message: Equatable, Sendable {
     }
 
     static let payloadBytesMax = 64 << 10
+    package static let fillerBytesMax = 256 << 10
+    /// Of one connection: a link is measured, not filled.
+    package static let fillerTotalMax: UInt64 = 4 << 30
     package static let rangesMax = 4000
     package static let textBytesMax = 1024
     static let nameBytesMax = 255
@@ -95,6 +129,11 @@ package enum Message: Equatable, Sendable {
         case .ready: .ready
         case .committed: .committed
         case .here: .here
+        case .probe: .probe
+        case .filler: .filler
+        case .fillEnd: .fillEnd
+        case .offer: .offer
+        case .filled: .filled
         }
     }
 
@@ -105,8 +144,10 @@ package enum Message: Equatable, Sendable {
             // Features: none yet.
             writer.u64(0)
             writer.text(host, bytesMax: Self.nameBytesMax)
-        case .prepare(let prepare):
+        case .prepare(let prepare), .probe(let prepare):
             for value in [prepare.pageCount, prepare.residentPages, prepare.ssdPages, prepare.budgetPages] { writer.u64(value) }
+            writer.u32(prepare.ownerUID)
+            writer.u32(0)
             writer.text(prepare.vm, bytesMax: Self.nameBytesMax)
         case .zeros(let ranges):
             writer.u32(UInt32(ranges.count))
@@ -131,13 +172,25 @@ package enum Message: Equatable, Sendable {
             Self.write(vmm, &writer)
         case .here(let vmm):
             Self.write(vmm, &writer)
-        case .commit, .alive, .ready, .committed:
+        case .filler(let bytes):
+            return bytes
+        case .offer(let offer):
+            for value in [offer.residentPages, offer.budgetPages, offer.diskBytes] { writer.u64(value) }
+            Self.write(offer.vmm, &writer)
+            writer.text(offer.refusal, bytesMax: Self.textBytesMax)
+        case .filled(let bytes):
+            writer.u64(bytes)
+        case .commit, .alive, .ready, .committed, .fillEnd:
             break
         }
         return writer.bytes
     }
 
     package init(_ kind: Frame.Kind, payload: [UInt8]) throws(MigrationFailure) {
+        if kind == .filler {
+            self = .filler(payload)
+            return
+        }
         var reader = FieldReader(payload)
         switch kind {
         case .hello: self = .hello(host: try Self.host(&reader))
@@ -157,7 +210,11 @@ package enum Message: Equatable, Sendable {
         case .alive: self = .alive
         case .ready: self = .ready
         case .committed: self = .committed
-        case .pages: throw .form("pages are no message")
+        case .probe: self = .probe(try Self.prepare(&reader))
+        case .fillEnd: self = .fillEnd
+        case .offer: self = .offer(try Self.offer(&reader))
+        case .filled: self = .filled(try reader.u64())
+        case .pages, .filler: throw .form("\(kind) is no message of fields")
         }
         try reader.end()
     }
@@ -170,16 +227,25 @@ package enum Message: Equatable, Sendable {
 
     private static func prepare(_ reader: inout FieldReader) throws(MigrationFailure) -> Prepare {
         let pageCount = try reader.u64()
-        let prepare = Prepare(
-            vm: "", pageCount: pageCount, residentPages: try reader.u64(), ssdPages: try reader.u64(), budgetPages: try reader.u64())
+        var prepare = Prepare(
+            vm: "", pageCount: pageCount, residentPages: try reader.u64(), ssdPages: try reader.u64(), budgetPages: try reader.u64(),
+            ownerUID: try reader.u32())
+        try reader.reserved()
         guard pageCount > 0, pageCount <= pagesMax else { throw .form("a VM of \(pageCount) pages") }
         guard prepare.residentPages <= pageCount, prepare.ssdPages <= pageCount - prepare.residentPages, prepare.budgetPages <= pageCount else {
             throw .form("more pages than the VM has")
         }
         let vm = try reader.text(bytesMax: nameBytesMax)
         guard isVMIdentifier(vm) else { throw .form("'\(vm)' is no vm-id") }
-        return Prepare(
-            vm: vm, pageCount: pageCount, residentPages: prepare.residentPages, ssdPages: prepare.ssdPages, budgetPages: prepare.budgetPages)
+        prepare.vm = vm
+        return prepare
+    }
+
+    private static func offer(_ reader: inout FieldReader) throws(MigrationFailure) -> Offer {
+        let (resident, budget, disk) = (try reader.u64(), try reader.u64(), try reader.u64())
+        guard resident <= pagesMax, budget <= pagesMax else { throw .form("an offer of \(resident) pages in a budget of \(budget)") }
+        return Offer(
+            residentPages: resident, budgetPages: budget, diskBytes: disk, vmm: try vmm(&reader), refusal: try reader.text(bytesMax: textBytesMax))
     }
 
     /// It names files.

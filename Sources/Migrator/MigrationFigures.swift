@@ -30,6 +30,8 @@ package struct MigrationFigures: Equatable, Sendable {
     package var grantPages: UInt64 = 0
     package var vmm = Message.VMMState.absent
     package var confirmed = false
+    /// Only asked, see `Survey`.
+    package var isSurvey = false
     package var error: String?
 
     package init() {}

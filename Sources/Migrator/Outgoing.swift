@@ -10,6 +10,8 @@ package final class Outgoing: Sendable {
         package var downtimeMilliseconds = 50
         /// How this host is called.
         package var host = ""
+        /// Whose the VM is here.
+        package var ownerUID: UInt32 = 0
         package init() {}
     }
 
@@ -118,11 +120,7 @@ private final class Sender {
     }
     private let memory: Mapping
 
-    /// From one round to the next. What a round finds is what the last pass would, so eager ones are short.
-    private static let turnNanoseconds: Int64 = 200_000_000
-    private static let eagerTurnNanoseconds: Int64 = 50_000_000
-    private static let eagerRoundsMax = 5
-    private var turnNanoseconds: Int64 { isEager ? Self.eagerTurnNanoseconds : Self.turnNanoseconds }
+    private var turnNanoseconds: Int64 { Int64((isEager ? Convergence.eagerTurnMilliseconds : Convergence.turnMilliseconds) * 1e6) }
     private static let aliveNanoseconds: Int64 = 2_000_000_000
 
     init(device: MemoryDevice, copier: PageCopier, link: PeerLink, options: Outgoing.Options, owner: Outgoing) throws(MigrationFailure) {
@@ -132,12 +130,7 @@ private final class Sender {
         self.options = options
         self.owner = owner
         figures = owner.figures
-        let table = device.table
-        machine = SourceMachine(
-            host: options.host,
-            prepare: Message.Prepare(
-                vm: device.name, pageCount: device.pageCount, residentPages: min(device.pageCount, device.residentPages),
-                ssdPages: min(device.pageCount - min(device.pageCount, device.residentPages), UInt64(table.ssdPages)), budgetPages: device.budget))
+        machine = SourceMachine(host: options.host, prepare: device.asPrepare(ownerUID: options.ownerUID))
         convergence = Convergence(downtimeMilliseconds: options.downtimeMilliseconds)
         limit = RateLimit(bytesPerSecond: options.bytesPerSecondMax)
         isResidentThere = PageSet(count: device.pageCount)
@@ -333,7 +326,7 @@ private final class Sender {
         if judgement == .flat, !isEager {
             isEager = true
             // Each sends again what is written all the time.
-            convergence = Convergence(downtimeMilliseconds: options.downtimeMilliseconds, roundsMax: Self.eagerRoundsMax)
+            convergence = Convergence(downtimeMilliseconds: options.downtimeMilliseconds, roundsMax: Convergence.eagerRoundsMax)
             return false
         }
         figures.isFlat = judgement == .flat

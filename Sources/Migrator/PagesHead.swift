@@ -16,7 +16,7 @@ package struct PagesHead: Equatable, Sendable {
     package static let pagesMax = Int(ReceivedPages.runPages)
     /// Place and count: what tells the size of the rest.
     package static let fixedBytes = 8
-    private static let entryBytes = 16
+    static let entryBytes = 16
     static let payloadBytesMax = fixedBytes + pagesMax * (entryBytes + pageBytes)
 
     package var place: Place

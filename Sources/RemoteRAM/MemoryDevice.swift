@@ -419,6 +419,9 @@ package final class MemoryDevice: Sendable {
 
     private static let glancedPagesMax: UInt64 = 64
 
+    /// Its VMM has begun to use it, as far as can be seen without stopping it: nothing can be received.
+    package var looksTouched: Bool { table.ssdPages > 0 || table.poisonedPages > 0 || residentPages > Self.glancedPagesMax }
+
     /// What has come is all there is: the VMM's faults are answered from now on. It must be attached, and must not have looked at its memory before.
     package func finishReceiving() throws(Failure) {
         try lifecycle.withLock { _ throws(Failure) in

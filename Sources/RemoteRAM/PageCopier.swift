@@ -83,6 +83,9 @@ package final class PageCopier {
     @inline(__always)
     package func isQuiet(_ page: PageIndex) -> Bool { quietUnits == 0 || judgement.units(since: table[page].stamp) >= quietUnits }
 
+    /// How long an I/O of the VMM may go on after its page was reported written; 0: it has promised that there is none.
+    package var graceMilliseconds: Int64 { quietUnits == 0 ? 0 : core.quietMilliseconds }
+
     /// Copies a run that was in DRAM.
     package func copyResident(_ run: PageRange, into buffer: UnsafeMutableRawPointer, _ results: inout [Copy]) throws(Failure) {
         results.removeAll(keepingCapacity: true)

@@ -35,9 +35,14 @@ struct Migrate: ParsableCommand {
     var commit = false
     @Flag(help: "The VM stays here. With --qmp, QEMU goes on too.")
     var abort = false
+    @Flag(help: "Move nothing: say whether it fits there, and about how long it takes and stands still, by what is measured now.")
+    var dryRun = false
     @OptionGroup var control: ControlOptions
 
     func validate() throws {
+        if dryRun, finish || commit || abort || quit || qmp != nil {
+            throw ValidationError("--dry-run goes with --downtime, --bandwidth and --json only")
+        }
         guard [finish, commit, abort].count(where: { $0 }) <= 1 else { throw ValidationError("--finish, --commit and --abort exclude each other") }
         if !finish, !commit, !abort, host == nil { throw ValidationError("the host is missing: memdevctl migrate VM HOST") }
     }
@@ -46,6 +51,7 @@ struct Migrate: ParsableCommand {
         if finish { return try report(control.send(ControlRequest(.migrateFinish, vm: target.vm))) }
         if commit { return try report(control.send(ControlRequest(.migrateCommit, vm: target.vm))) }
         if abort { return try stay() }
+        if dryRun { return try forecast() }
         guard let qmp else { return try report(begin()) }
         let monitor = try QEMUMonitor(path: qmp)
         var qemu = try QEMUHandOver(monitor)
@@ -58,10 +64,23 @@ struct Migrate: ParsableCommand {
         try report(reply, stopped: try? qemu.stopped())
     }
 
-    private func begin() throws -> ControlReply {
-        var request = ControlRequest(.migrate, vm: target.vm, bytes: bandwidth?.bytes)
+    private func request(_ command: ControlRequest.Command) -> ControlRequest {
+        var request = ControlRequest(command, vm: target.vm, bytes: bandwidth?.bytes)
         request.host = host
         request.downtimeMilliseconds = downtime
+        return request
+    }
+
+    private func forecast() throws {
+        guard let forecast = try control.send(request(.migrateDryRun)).forecast else {
+            throw Failure(.protocolViolated, "the daemon's answer has no forecast in it")
+        }
+        if control.json { try Output.json(forecast) } else { for line in ForecastText.lines(forecast) { print(line) } }
+        if !forecast.fits { throw ExitCode(ExitStatus.refused.rawValue) }
+    }
+
+    private func begin() throws -> ControlReply {
+        let request = request(.migrate)
         var bar = ProgressBar(title: "moving \(target.vm) to \(host ?? "")")
         defer { bar.finish() }
         return try control.send(request) { bar.show($0) }

@@ -1,6 +1,7 @@
 import ControlAPI
 import Kernel
 import Migrator
+import Synchronization
 
 /// What an operator asks about migrations on the control socket. Specified in docs/control.md.
 /// Concurrency: any thread; a command runs on its connection's thread.
@@ -18,6 +19,8 @@ struct MigrationCommands {
             return ControlReply(ok: true, migrations: migrations.all)
         case .migrate:
             return try migrate(request, progress)
+        case .migrateDryRun:
+            return try dryRun(request, progress)
         case .migrateFinish:
             return try order(.finish, request, until: [.ready])
         case .migrateCommit:
@@ -41,9 +44,7 @@ struct MigrationCommands {
     /// Answered when the VMM should be paused. A client that goes away before that ends the migration.
     private func migrate(_ request: ControlRequest, _ progress: (ControlReply.Progress) -> Bool) throws -> ControlReply {
         let vm = try vm(request)
-        guard let host = request.host else { throw Migrations.Refused("'migrate' needs a host") }
-        let downtime = request.downtimeMilliseconds ?? Self.downtimeMillisecondsDefault
-        guard (1...3_600_000).contains(downtime) else { throw Migrations.Refused("a downtime of \(downtime) ms is not possible") }
+        let (host, downtime) = try destination(request)
         try migrations.begin(vm: vm, to: host, bytesPerSecondMax: request.bytes ?? 0, downtimeMilliseconds: downtime)
         var turns = 0
         while true {
@@ -60,6 +61,36 @@ struct MigrationCommands {
                 throw Migrations.Refused("nobody listens")
             }
         }
+    }
+
+    private func destination(_ request: ControlRequest) throws -> (host: String, downtime: Int) {
+        guard let host = request.host else { throw Migrations.Refused("'\(request.command.rawValue)' needs a host") }
+        let downtime = request.downtimeMilliseconds ?? Self.downtimeMillisecondsDefault
+        guard (1...3_600_000).contains(downtime) else { throw Migrations.Refused("a downtime of \(downtime) ms is not possible") }
+        return (host, downtime)
+    }
+
+    /// Carries an answer out of its thread.
+    private final class Answer: Sendable { let value = Mutex<Result<MigrationForecast, Migrations.Refused>?>(nil) }
+
+    private func dryRun(_ request: ControlRequest, _ progress: (ControlReply.Progress) -> Bool) throws -> ControlReply {
+        let vm = try vm(request)
+        let (host, downtime) = try destination(request)
+        let (answer, migrations, limit) = (Answer(), migrations, request.bytes ?? 0)
+        let thread = try Thread(name: "mdd-survey") {
+            let result = Result { try migrations.survey(vm: vm, to: host, bytesPerSecondMax: limit, downtimeMilliseconds: downtime) }
+                .mapError { $0 as? Migrations.Refused ?? Migrations.Refused("\($0)") }
+            answer.value.withLock { $0 = result }
+        }
+        // The client waits for no line for long, a host that is not there is waited for longer. It ends by itself, whether anybody listens or not.
+        var turns = 0
+        while answer.value.withLock({ $0 == nil }) {
+            Clock.sleep(milliseconds: Self.progressMilliseconds)
+            turns += 1
+            if turns % Self.progressEvery == 0 { _ = progress(.init(done: 0, total: 0)) }
+        }
+        thread.join()
+        return ControlReply(ok: true, forecast: try answer.value.withLock { try $0?.get() })
     }
 
     private func order(_ order: SourceMachine.Order, _ request: ControlRequest, until states: [MigrationFigures.State]) throws -> ControlReply {

@@ -36,6 +36,8 @@ final class Migrations: Sendable {
         var epochs: [String: UInt64] = [:]
         /// Where VMMs wait for their device state.
         var listening: [String: (pid: Int32, address: String)] = [:]
+        /// VMs of which it is being found out what moving them would come to.
+        var surveyed: Set<String> = []
         var isEnding = false
     }
 
@@ -72,8 +74,8 @@ final class Migrations: Sendable {
 
     // MARK: From here
 
-    /// Begins to move a VM; `order` and `status` go on from there.
-    func begin(vm: String, to name: String, bytesPerSecondMax: UInt64, downtimeMilliseconds: Int) throws {
+    /// A peer by its name or address, and the VM that shall go there.
+    private func find(_ name: String, _ vm: String) throws -> (peer: Peer, address: NetworkAddress, entry: DeviceRegistry.Entry) {
         guard let peer = settings.peers.first(where: { $0.name == name || $0.address == name }) else {
             let known = settings.peers.map(\.name)
             let near = NearestName.of(name, in: known).map { "; did you mean \($0)?" } ?? ""
@@ -82,13 +84,50 @@ final class Migrations: Sendable {
         if case .none(let why) = security { throw Refused("no VM moves from here: \(why)") }
         guard let address = NetworkAddress(peer.address, defaultPort: 0) else { throw Refused("'\(peer.address)' is no address") }
         guard let entry = registry[vm], entry.device.isRunning else { throw Refused("VM \(vm) has no running VMM here") }
+        return (peer, address, entry)
+    }
+
+    /// One at a time: there is one dirty log.
+    private static func checkIdle(_ vm: String, _ state: State) throws {
+        guard !state.isEnding else { throw Refused("memdevd is ending") }
+        if state.jobs.contains(where: { $0.vm == vm && !$0.isOver }) { throw Refused("VM \(vm) is being migrated already; see 'memdevctl migrations'") }
+        if state.surveyed.contains(vm) { throw Refused("a dry run of VM \(vm) goes on; try again when it has ended") }
+    }
+
+    /// What moving a VM would come to; moves nothing. Waits for some seconds.
+    func survey(vm: String, to name: String, bytesPerSecondMax: UInt64, downtimeMilliseconds: Int) throws -> MigrationForecast {
+        let (peer, address, entry) = try find(name, vm)
+        var options = Survey.Options()
+        options.bytesPerSecondMax = bytesPerSecondMax
+        options.downtimeMilliseconds = downtimeMilliseconds
+        options.host = host
+        options.ownerUID = entry.ownerUID ?? 0
+        try state.withLock { state in
+            try Self.checkIdle(vm, state)
+            state.surveyed.insert(vm)
+        }
+        defer { state.withLock { _ = $0.surveyed.remove(vm) } }
+        let security = security
+        do throws(MigrationFailure) {
+            let outcome = try Survey.run(entry.device, epoch: Self.now(), options: options) { () throws(MigrationFailure) in
+                try Self.connect(address, peer.name, security)
+            }
+            return MigrationForecast(vm, peer.name, outcome)
+        } catch {
+            throw Refused("VM \(vm) cannot go to \(peer.name): \(error)")
+        }
+    }
+
+    /// Begins to move a VM; `order` and `status` go on from there.
+    func begin(vm: String, to name: String, bytesPerSecondMax: UInt64, downtimeMilliseconds: Int) throws {
+        let (peer, address, entry) = try find(name, vm)
         var options = Outgoing.Options()
         options.bytesPerSecondMax = bytesPerSecondMax
         options.downtimeMilliseconds = downtimeMilliseconds
         options.host = host
+        options.ownerUID = entry.ownerUID ?? 0
         let outgoing: Outgoing? = try state.withLock { state in
-            guard !state.isEnding else { throw Refused("memdevd is ending") }
-            if state.jobs.contains(where: { $0.vm == vm && !$0.isOver }) { throw Refused("VM \(vm) is being migrated already; see 'memdevctl migrations'") }
+            try Self.checkIdle(vm, state)
             let epoch = max((state.epochs[vm] ?? 0) + 1, Self.now())
             state.epochs[vm] = epoch
             let outgoing = try Outgoing(device: entry.device, epoch: epoch, options: options)
@@ -233,8 +272,21 @@ final class Migrations: Sendable {
         _ = try Thread(name: "mdd-receive") {
             incoming.run()
             let figures = incoming.figures
+            if figures.isSurvey {
+                self.remove(incoming)
+                return logger.info("\(peer.text) has asked what there is room for")
+            }
             let text = figures.state == .done ? "the VM is here now" : "nothing has come: \(figures.error ?? "")"
             logger.notice("migration from \(peer.text) has ended: \(text)", metadata: ["vm": "\(incoming.vm ?? "")"])
+        }
+    }
+
+    private func remove(_ incoming: Incoming) {
+        state.withLock { state in
+            state.jobs.removeAll { job in
+                if case .in(let other) = job.side { return other === incoming }
+                return false
+            }
         }
     }
 
@@ -273,6 +325,7 @@ private struct FromPeer: MigrationTarget {
     func prepare(_ prepare: Message.Prepare, from: String, epoch: UInt64) throws(MigrationFailure) -> Arrival {
         try migrations.prepare(prepare, from: peer, epoch: epoch)
     }
+    func judge(_ prepare: Message.Prepare, from: String) -> Message.Offer { migrations.judge(prepare) }
     func vmm(of vm: String) -> Message.VMMState { migrations.vmm(of: vm) }
     func finish(_ vm: String, _ device: MemoryDevice, epoch: UInt64) throws(MigrationFailure) { try migrations.finish(vm, device, epoch: epoch) }
     func forget(_ vm: String, _ device: MemoryDevice) { migrations.forget(vm, device) }
@@ -288,14 +341,14 @@ extension Migrations {
         try checkDisk(prepare)
         let device: MemoryDevice
         do throws(Refusal) {
-            device = try registry.beginReceiving(vm: vm, bytes: prepare.pageCount << pageShift)
+            device = try registry.beginReceiving(vm: vm, bytes: prepare.pageCount << pageShift, owner: prepare.ownerUID)
         } catch {
             throw .local(error.text)
         }
         state.withLock { state in
             if state.epochs.count < Self.epochsMax || state.epochs[vm] != nil { state.epochs[vm] = epoch }
         }
-        let grant = Message.Grant(residentPages: room(for: device), budgetPages: device.budget)
+        let grant = Message.Grant(residentPages: room(budgetPages: device.budget, of: device.pageCount), budgetPages: device.budget)
         do throws(MigrationFailure) {
             try checkDisk(prepare, granted: grant.residentPages)
         } catch {
@@ -308,19 +361,37 @@ extension Migrations {
         return Arrival(device: device, grant: grant)
     }
 
+    fileprivate func judge(_ prepare: Message.Prepare) -> Message.Offer {
+        var offer = Message.Offer(residentPages: 0, budgetPages: 0, diskBytes: freeBytes ?? 0, vmm: vmm(of: prepare.vm), refusal: "")
+        do throws(Refusal) {
+            offer.budgetPages = try registry.judgeReceiving(vm: prepare.vm, bytes: prepare.pageCount << pageShift, owner: prepare.ownerUID)
+        } catch {
+            offer.refusal = error.text
+            return offer
+        }
+        offer.residentPages = room(budgetPages: offer.budgetPages, of: prepare.pageCount)
+        do throws(MigrationFailure) { try checkDisk(prepare, granted: offer.residentPages) } catch { offer.refusal = error.description }
+        return offer
+    }
+
     /// Pages that may come into DRAM: as many as reclaim would leave there.
-    private func room(for device: MemoryDevice) -> UInt64 {
-        let budget = UInt64(max(0, RemoteRAM.Budget(pages: device.budget, of: device.pageCount, withDMA: true).low))
+    private func room(budgetPages: UInt64, of pageCount: UInt64) -> UInt64 {
+        let budget = UInt64(max(0, RemoteRAM.Budget(pages: budgetPages, of: pageCount, withDMA: true).low))
         guard let available = HostMemory.availableBytes() else { return budget }
         return min(budget, (available - min(available, HostMemory.reserveBytes)) >> pageShift)
     }
 
-    private func checkDisk(_ prepare: Message.Prepare, granted: UInt64? = nil) throws(MigrationFailure) {
+    /// On the disk of the swap files, for whoever has no special right.
+    private var freeBytes: UInt64? {
         var system = statvfs()
-        guard unsafe statvfs(settings.stateDirectory, &system) == 0 else {
+        guard unsafe statvfs(settings.stateDirectory, &system) == 0 else { return nil }
+        return UInt64(system.f_bavail) * UInt64(system.f_frsize)
+    }
+
+    private func checkDisk(_ prepare: Message.Prepare, granted: UInt64? = nil) throws(MigrationFailure) {
+        guard let free = freeBytes else {
             throw .local("cannot look at the disk of \(settings.stateDirectory): \(Errno(errno))")
         }
-        let free = UInt64(system.f_bavail) * UInt64(system.f_frsize)
         let pages = prepare.residentPages + prepare.ssdPages
         // The budget is not known before there is a device; what is on the SSD there goes onto the SSD here in any case.
         let toDisk = granted.map { max(prepare.ssdPages, pages - min(pages, $0)) } ?? prepare.ssdPages
@@ -342,6 +413,27 @@ extension Migrations {
     }
 
     fileprivate func forget(_ vm: String, _ device: MemoryDevice) { registry.forgetReceived(vm: vm, device) }
+}
+
+extension MigrationForecast {
+    init(_ vm: String, _ peer: String, _ outcome: Survey.Outcome) {
+        func bytes(_ pages: UInt64) -> UInt64 { pages << pageShift }
+        let (offer, measured, estimate) = (outcome.offer, outcome.measured, outcome.estimate)
+        let vmm =
+            switch offer.vmm {
+            case .absent: "absent"
+            case .attached: "attached"
+            case .listening: "listening"
+            }
+        self.init(
+            vm: vm, peer: peer, fits: offer.refusal.isEmpty, refusal: offer.refusal.isEmpty ? nil : offer.refusal, zero: bytes(estimate.zeroPages),
+            resident: bytes(measured.residentPages), ssd: bytes(measured.ssdPages), toDRAM: bytes(estimate.toDRAMPages), toSSD: bytes(estimate.toSSDPages),
+            granted: bytes(offer.residentPages), diskFree: offer.diskBytes, bytesPerSecond: UInt64(measured.linkBytesPerSecond),
+            roundTrip: Double(measured.roundTripNanoseconds) / 1e6, residentBytesPerSecond: UInt64(measured.residentBytesPerSecond),
+            ssdBytesPerSecond: UInt64(measured.slotBytesPerSecond), written: bytes(measured.writtenInGrace), onWire: estimate.bytesOnWire,
+            rounds: estimate.rounds, duration: estimate.milliseconds, downtime: estimate.downtimeMilliseconds,
+            downtimeWanted: Double(measured.downtimeMilliseconds), converges: estimate.converges, vmm: vmm)
+    }
 }
 
 extension MigrationStatus {

@@ -115,4 +115,50 @@ import Testing
         #expect(server.isReleased("b"))
         #expect(try Self.outcome("b", server.path, 1234) == "attached")
     }
+
+    @Test("What comes from another host may be attached by whom the configuration here names, whoever had it there") func received() throws {
+        let server = try TestServer(limits: { $0.bytesPerUserMax = TestServer.bytes }, configured: Self.rules)
+        defer { server.close() }
+        server.letOthersIn()
+        let device = try server.registry.beginReceiving(vm: "owned", bytes: TestServer.bytes, owner: 1235)
+        #expect(server.registry["owned"]?.ownerUID == nil)
+        #expect(try Self.outcome("owned", server.path, 1235).hasPrefix("refused \(EACCES) uid 1235 (gid 1235) may not attach VM owned"))
+        let owner = try ChildProcess.attaching("owned", at: server.path, bytes: 0, uid: 1234)
+        #expect(owner.line() == "attached")
+        #expect(server.registry["owned"]?.ownerUID == 1234 && server.registry["owned"]?.device === device)
+        // A member of the group is the first to attach: it is theirs now, and counts as theirs.
+        _ = try server.registry.beginReceiving(vm: "grouped", bytes: TestServer.bytes, owner: 0)
+        let full = try Self.outcome("grouped", server.path, 1234, groups: "4711", bytes: 0)
+        #expect(full.hasPrefix("refused \(EDQUOT)"), "\(full)")
+        let member = try ChildProcess.attaching("grouped", at: server.path, bytes: 0, uid: 1236, groups: "4711")
+        #expect(member.line() == "attached")
+        #expect(server.registry["grouped"]?.ownerUID == 1236)
+    }
+
+    @Test("Where nobody is named, what comes from another host is for the user who had it there, and root") func receivedByDefault() throws {
+        let server = try TestServer(limits: { $0.devicesPerUserMax = 2 })
+        defer { server.close() }
+        server.letOthersIn()
+        _ = try server.registry.beginReceiving(vm: "vm", bytes: TestServer.bytes, owner: 1234)
+        let refused = try Self.outcome("vm", server.path, 1235, bytes: 0)
+        #expect(refused.hasPrefix("refused \(EPERM) VM vm belongs to uid 1234 on the host that it comes from: "), "\(refused)")
+        #expect(refused.contains("memdevd.yaml"))
+        let owner = try ChildProcess.attaching("vm", at: server.path, bytes: 0, uid: 1234)
+        #expect(owner.line() == "attached")
+        // Who waits under its vm-id does not get what is another's.
+        let other = try ChildProcess.attaching("early", at: server.path, bytes: TestServer.bytes, uid: 1235)
+        #expect(other.line() == "attached")
+        let taken = #expect(throws: Refusal.self) { try server.registry.beginReceiving(vm: "early", bytes: TestServer.bytes, owner: 1234) }
+        #expect(taken?.errno == .access && taken?.text.contains("belongs to uid 1234, the VMM that waits for it here to uid 1235") == true)
+        // Its own user, and root for anybody.
+        let own = try ChildProcess.attaching("own", at: server.path, bytes: TestServer.bytes, uid: 1234)
+        #expect(own.line() == "attached")
+        _ = try server.registry.beginReceiving(vm: "own", bytes: TestServer.bytes, owner: 1234)
+        let root = try server.connect(at: .attached, vm: "root")
+        _ = try server.registry.beginReceiving(vm: "root", bytes: TestServer.bytes, owner: 1234)
+        #expect(root.isUsable)
+        // One more than its share: before anything moves.
+        let quota = #expect(throws: Refusal.self) { try server.registry.beginReceiving(vm: "third", bytes: TestServer.bytes, owner: 1234) }
+        #expect(quota?.errno == .quota && server.registry["third"] == nil)
+    }
 }

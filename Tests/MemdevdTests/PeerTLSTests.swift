@@ -238,6 +238,33 @@ import Testing
         #expect(error?.description.contains("does not speak TLS") == true, "\(error?.description ?? "")")
     }
 
+    @Test("Whoever fails the hand-shake sees the connection end, and its descriptor is not kept") func closes() throws {
+        let authority = try Hosts("b")
+        let pair = try StreamSocket.pair()
+        let credentials = try authority.credentials("b")
+        let incoming = Incoming(pair.1) { (socket) throws(MigrationFailure) in
+            let stream: any PeerStream = try TLSStream.open(socket, credentials, isClient: false, names: ["a"], place: "x").0
+            throw .local("\(stream) has been opened")
+        }
+        let hello = [UInt8](repeating: 77, count: 64)
+        try unsafe hello.withUnsafeBytes { try unsafe pair.0.send($0) }
+        incoming.run()
+        #expect(incoming.figures.state == .failed)
+        try pair.0.setTimeouts(milliseconds: 10_000)
+        // The alert, then the end.
+        var buffer = [UInt8](repeating: 0, count: 4096)
+        let (end, other) = (Shared(false), pair.0)
+        unsafe buffer.withUnsafeMutableBytes { bytes in
+            while let count = try? unsafe other.receiveSome(into: bytes) {
+                if count == 0 {
+                    end.current = true
+                    break
+                }
+            }
+        }
+        #expect(end.current)
+    }
+
     @Test("A connection that ends in the hand-shake says what to look at") func ends() throws {
         let authority = try Hosts("a")
         let pair = try StreamSocket.pair()

@@ -204,4 +204,44 @@ private func destination(after steps: Int) -> DestinationMachine {
             #expect(machine.handle(event).contains(.forget), "\(event)")
         }
     }
+
+    @Test("Who only asks is answered, nothing is made, and the end of the connection is a good end") func survey() {
+        var machine = DestinationMachine(host: "b")
+        let offer = Message.Offer(residentPages: 1, budgetPages: 2, diskBytes: 3, vmm: .absent, refusal: "")
+        #expect(machine.handle(.received(.hello(host: "a"))) == [.send(.welcome(host: "b"))])
+        #expect(machine.handle(.received(.probe(prepare))) == [.judge(prepare, from: "a")])
+        #expect(machine.handle(.judged(offer)) == [.send(.offer(offer))])
+        #expect(machine.handle(.received(.filler([1, 2, 3]))) == [] && machine.handle(.received(.filler([4]))) == [])
+        #expect(machine.handle(.received(.fillEnd)) == [.send(.filled(4))])
+        #expect(machine.handle(.lost(loss)) == [.close])
+        #expect(machine.state == .surveyed && machine.isOver)
+        for event in [DestinationMachine.Event.received(.prepare(prepare)), .received(.filler([1])), .lost(loss), .judged(offer)] {
+            #expect(machine.handle(event) == [], "\(event)")
+        }
+    }
+
+    @Test("Who asks cannot go on to move, and filler has an end and no other place") func surveyOnly() {
+        for message in [Message.prepare(prepare), .round(0), .finish(.init(residentPages: 0, ssdPages: 0)), .commit, .probe(prepare)] {
+            var machine = DestinationMachine(host: "b")
+            _ = machine.handle(.received(.hello(host: "a")))
+            _ = machine.handle(.received(.probe(prepare)))
+            #expect(machine.handle(.received(message)).contains(.close) && machine.isOver, "\(message)")
+        }
+        var machine = DestinationMachine(host: "b")
+        _ = machine.handle(.received(.hello(host: "a")))
+        _ = machine.handle(.received(.probe(prepare)))
+        let filler = [UInt8](repeating: 0, count: Message.fillerBytesMax)
+        var count: UInt64 = 0
+        while !machine.isOver, count < 1 << 20 {
+            _ = machine.handle(.received(.filler(filler)))
+            count += 1
+        }
+        #expect(count == Message.fillerTotalMax / UInt64(filler.count) + 1)
+        for step in 0..<destinationReadyStep where step > 0 {
+            for message in [Message.probe(prepare), .filler([]), .fillEnd] where !(step == 1 && message.kind == .probe) {
+                var machine = destination(after: step)
+                #expect(machine.handle(.received(message)).contains(.close), "\(message) after step \(step)")
+            }
+        }
+    }
 }

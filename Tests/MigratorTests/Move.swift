@@ -152,6 +152,11 @@ final class Target: MigrationTarget {
         return Arrival(device: device, grant: Message.Grant(residentPages: grant, budgetPages: device.budget))
     }
 
+    func judge(_ prepare: Message.Prepare, from: String) -> Message.Offer {
+        Message.Offer(
+            residentPages: grant, budgetPages: device.budget, diskBytes: 1 << 30, vmm: .attached, refusal: refusal.withLock { $0 } ?? "")
+    }
+
     func vmm(of vm: String) -> Message.VMMState { .listening("somewhere") }
 
     func finish(_ vm: String, _ device: MemoryDevice, epoch: UInt64) throws(MigrationFailure) {

@@ -13,7 +13,7 @@ import Testing
     /// Byte, value.
     @Test(
         "A header with a wrong field is refused",
-        arguments: [(0, 0), (4, 2), (6, 0), (6, 10), (6, 200), (11, 1), (12, 1), (15, 1)] as [(Int, UInt8)])
+        arguments: [(0, 0), (4, 2), (6, 0), (6, 13), (6, 200), (11, 1), (12, 1), (15, 1)] as [(Int, UInt8)])
     func wrongField(at: Int, value: UInt8) {
         var bytes = Frame(kind: .hello, payloadBytes: 0, epoch: 1, sequence: 0).encoded
         bytes[at] = value
@@ -43,12 +43,24 @@ import Testing
 
 @Suite struct MessageTests {
     static let all: [Message] = [
-        .hello(host: "a"), .welcome(host: "ü"), .prepare(.init(vm: "web-1.x", pageCount: 10, residentPages: 6, ssdPages: 4, budgetPages: 10)),
+        .hello(host: "a"), .welcome(host: "ü"), .prepare(.init(vm: "web-1.x", pageCount: 10, residentPages: 6, ssdPages: 4, budgetPages: 10, ownerUID: 1234)),
         .zeros([PageRange(0, 1), PageRange(1, 9)]), .round(7), .finish(.init(residentPages: 1, ssdPages: 2)), .commit, .abort("why"), .alive,
         .prepared(.init(residentPages: 3, budgetPages: 4)), .refused("no"), .roundDone(7, .listening("tcp:192.0.2.1:1")), .roundDone(0, .absent), .ready,
         .committed,
-        .here(.attached),
+        .here(.attached), .probe(.init(vm: "a", pageCount: 10, residentPages: 6, ssdPages: 4, budgetPages: 10)), .fillEnd, .filled(7),
+        .offer(.init(residentPages: 1, budgetPages: 2, diskBytes: 3, vmm: .listening("x"), refusal: "full")),
+        .offer(.init(residentPages: 0, budgetPages: 0, diskBytes: 0, vmm: .absent, refusal: "")),
     ]
+
+    @Test("Filler is anything") func filler() throws {
+        for bytes in [[], [7], [UInt8](repeating: 1, count: Message.fillerBytesMax)] {
+            #expect(try Message(.filler, payload: bytes) == .filler(bytes))
+            #expect(Message.filler(bytes).payload == bytes)
+        }
+        #expect(throws: MigrationFailure.self) {
+            try Frame(decoding: Frame(kind: .filler, payloadBytes: Message.fillerBytesMax + 1, epoch: 1, sequence: 0).encoded)
+        }
+    }
 
     @Test("What is encoded is decoded, and nothing shorter or longer", arguments: all) func roundTrip(message: Message) throws {
         let payload = message.payload
