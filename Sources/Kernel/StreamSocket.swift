@@ -85,6 +85,11 @@ package final class StreamSocket: Sendable {
     package struct Ready: Sendable {
         package var socket: Bool
         package var counter: Bool
+
+        package init(socket: Bool, counter: Bool) {
+            self.socket = socket
+            self.counter = counter
+        }
     }
 
     /// Waits until something comes, or `counter` is signalled (which clears it), or the time is over. Wraps `poll(2)`.
