@@ -98,6 +98,8 @@ final class Daemon: Sendable {
                 // It had not started yet: its VMM sees the connection end.
                 logger.notice("had not started when the last server died: let go", metadata: metadata)
                 keeper.client.release("vm/\(vm)/")
+                // This server's copies: the connection does not end before, and its memory, which another host may have filled, stays.
+                for name in kept.names { _ = kept.take(name) }
                 _ = unlink(settings.stateDirectory + "/" + vm + ".swap")
                 continue
             }

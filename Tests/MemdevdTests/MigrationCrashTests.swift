@@ -97,6 +97,8 @@ extension FaultInjection {
             let guest = MovingGuest()
             var here: RunningVM? = try RunningVM("vm", hosts.a)
             var there: RunningVM? = try RunningVM("vm", hosts.b)
+            // A server that answers nothing fails a test, and does not hang it.
+            for vm in [here!, there!] { try vm.client.socket.setTimeouts(receiveMilliseconds: 20_000, sendMilliseconds: 20_000) }
             guest.fill(here!)
             try guest.start(here!, seed: SeededGenerator(for: "migration crash"))
             try interrupt(hosts, guest, step, victim)
