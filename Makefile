@@ -10,7 +10,7 @@ RELEASE    := $(BUILD)/release
 LIBSOURCES := $(wildcard Sources/libmemdev/*.c)
 CFLAGS_LIB := -std=gnu11 -O2 -g -fPIC -Wall -Wextra -Werror -fvisibility=hidden
 
-.PHONY: all build demo demo-crash demo-migrate test check bench fuzz simulate install clean deps lint format help
+.PHONY: all build demo demo-crash demo-migrate test check bench fuzz simulate policy-table install clean deps lint format help
 
 help:
 	@echo 'make demo     boot a stock QEMU Linux guest whose RAM memdevd owns, with DRAM for half of it'
@@ -21,6 +21,7 @@ help:
 	@echo 'make bench    figures against kernel swap and a bare C fault handler: table, JSON, SVG in bench-out/'
 	@echo 'make fuzz     the decoders under libFuzzer for a bounded time (SECONDS=60 each)'
 	@echo 'make simulate  the engine under a simulated kernel, disk and guest, one run for each seed (SEEDS=10000)'
+	@echo 'make policy-table  miss ratios of the eviction policy beside LRU, FIFO, random and the optimum'
 	@echo 'make install  into DESTDIR=$(DESTDIR) PREFIX=$(PREFIX)'
 
 all: build
@@ -75,6 +76,9 @@ fuzz: deps
 SEEDS ?= 10000
 simulate: deps
 	Tests/Simulation/run --seeds $(SEEDS)
+
+policy-table: deps
+	Tests/PolicyTable/run
 
 install: build
 	install -D -m 755 $(RELEASE)/memdevd $(DESTDIR)$(PREFIX)/sbin/memdevd

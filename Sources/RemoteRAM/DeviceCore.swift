@@ -109,6 +109,8 @@ package final class DeviceCore: @unchecked Sendable {
     /// …and takes nothing: whatever becomes resident stays so.
     package let isHolding = Atomic<Bool>(false)
     package let scanOrders = ScanOrders()
+    /// What the fault thread has made resident, for the policy of the reclaim thread.
+    package let arrivals: ArrivalRing
     /// The VMM stands still and has no I/O in flight (rule R13): nothing needs to wait for the grace time.
     package let isDrained = Atomic<Bool>(false)
     /// How often the discard ring has been read.
@@ -138,6 +140,7 @@ package final class DeviceCore: @unchecked Sendable {
         self.journal = journal
         self.quiet = quiet
         self.onEvent = onEvent
+        arrivals = ArrivalRing(pageCount: table.pageCount)
         faultWork = try EventCounter()
         reclaimWork = try EventCounter()
         budgetLimit = Atomic(Int64(clamping: budgetPages))

@@ -251,17 +251,17 @@ final class FaultThread {
             var attempts = 0
             while page < pages.end {
                 let stamp = core.quiet.stamp()
-                let newHeat = AgingClock.heatWhenFilled(heat, refault: false)
+                let newHeat = RefaultQueues.heatWhenFilled(heat)
                 do throws(Errno) {
                     let at = address + (page - pages.start) << pageShift
                     let done = try core.mapper.userfault.zero(at: at, length: (pages.end - page) << pageShift) >> pageShift
-                    for filled in page..<(page + done) { table.finishFilling(filled, as: .dirty, heat: newHeat, stamp: stamp) }
+                    for filled in page..<(page + done) { finish(filled, as: .dirty, heat: newHeat, stamp: stamp) }
                     page += done
                 } catch {
                     attempts += 1
                     if error == .exists {
                         // Somebody wrote to the memfd without a fault: what is there is the content.
-                        table.finishFilling(page, as: .dirty, heat: newHeat, stamp: stamp)
+                        finish(page, as: .dirty, heat: newHeat, stamp: stamp)
                         core.mapper.wake(PageRange(page, page + 1))
                         page += 1
                     } else if error == .again, attempts < Self.againMax {
@@ -450,12 +450,12 @@ final class FaultThread {
                     let at = address + (page - pages.start) << pageShift
                     let done =
                         try unsafe core.mapper.userfault.copy(to: at, from: source, length: (pages.end - page) << pageShift, mode: .clean) >> pageShift
-                    for filled in page..<(page + done) { finish(filled, as: .clean, refault: slot.isDemand, stamp: stamp) }
+                    for filled in page..<(page + done) { finish(filled, as: .clean, heat: RefaultQueues.heatWhenFilled(table[filled].heat), stamp: stamp) }
                     page += done
                 } catch {
                     attempts += 1
                     if error == .exists {
-                        finish(page, as: .dirty, refault: slot.isDemand, stamp: stamp)
+                        finish(page, as: .dirty, heat: RefaultQueues.heatWhenFilled(table[page].heat), stamp: stamp)
                         core.mapper.wake(PageRange(page, page + 1))
                         page += 1
                     } else if error == .again, attempts < Self.againMax {
@@ -473,10 +473,11 @@ final class FaultThread {
         }
     }
 
+    /// A page that was not resident is.
     @inline(__always)
-    private func finish(_ page: PageIndex, as filled: PageTable.Filled, refault: Bool, stamp: Stamp) {
-        let heat = AgingClock.heatWhenFilled(table[page].heat, refault: refault)
+    private func finish(_ page: PageIndex, as filled: PageTable.Filled, heat: UInt8, stamp: Stamp) {
         table.finishFilling(page, as: filled, heat: heat, stamp: stamp)
+        core.arrivals.append(page)
     }
 
     // MARK: Pages that cannot be read
@@ -588,7 +589,7 @@ final class FaultThread {
     /// installed or touched since.
     private func forgetSlot(_ page: PageIndex) {
         if core.memfd.isData(at: page << pageShift) {
-            table.finishFilling(page, as: .dirty, heat: 0, stamp: core.quiet.stamp())
+            finish(page, as: .dirty, heat: 0, stamp: core.quiet.stamp())
         } else {
             _ = table.abandonFilling(page, to: .zero)
         }
@@ -604,7 +605,7 @@ final class FaultThread {
         do throws(Errno) {
             guard let address = core.mapper.address(of: page) else { throw .fault }
             _ = try unsafe core.mapper.userfault.copy(to: address, from: zeros, length: UInt64(pageBytes), mode: .dirty)
-            table.finishFilling(page, as: .dirty, heat: 0, stamp: core.quiet.stamp())
+            finish(page, as: .dirty, heat: 0, stamp: core.quiet.stamp())
         } catch {
             _ = table.abandonFilling(page, to: .poisoned)
         }

@@ -364,6 +364,7 @@ package final class PageTable: @unchecked Sendable {
 
     // MARK: Reclaim thread
 
+    /// The policy's byte (`EvictionPolicy`).
     package func setHeat(_ page: PageIndex, _ heat: UInt8) {
         _ = update(page) { entry in
             entry.heat = heat
@@ -529,3 +530,5 @@ package final class PageTable: @unchecked Sendable {
         }
     }
 }
+
+extension PageTable: PageStates {}

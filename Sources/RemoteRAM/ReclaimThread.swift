@@ -9,7 +9,7 @@ final class ReclaimThread {
     private let scanner: Scanner
     private let detacher: Detacher
     private let writeBack: WriteBack
-    private var policy: AgingClock
+    private var policy: RefaultQueues
     private let evictions: EvictRequests
     private var eviction: EvictRequests.Request?
     private var waits: WaitWindow
@@ -45,7 +45,7 @@ final class ReclaimThread {
         writeBack = try WriteBack(core: core, scanner: scanner)
         let quietMax = core.quietMillisecondsMax * 1_000_000
         waits = WaitWindow(span: quietMax, now: core.quiet.times.quiet, sum: core.quiet.parkedNanoseconds, most: quietMax)
-        policy = AgingClock(pageCount: core.table.pageCount)
+        policy = RefaultQueues(pageCount: core.table.pageCount)
     }
 
     // MARK: The loop
@@ -164,6 +164,7 @@ final class ReclaimThread {
             scanForStalled()
             return 0
         }
+        defer { settlePicked(pages) }
         // Protects them all and says who has been written since the last scan.
         guard scanner.scan(around: pages) else { return 0 }
         let quietUnits = core.quietUnits
@@ -199,6 +200,7 @@ final class ReclaimThread {
 
     private func reclaimCleanOnly(_ wanted: Int64, force: Bool) -> Int {
         let pages = pick(min(Int(wanted), Self.batchPages), force: force, cleanOnly: true)
+        defer { settlePicked(pages) }
         guard scanner.scan(around: pages) else { return 0 }
         let freed = detacher.detach(pages.filter { table[$0].slotValid })
         core.counters.pagesOutClean.add(UInt64(freed))
@@ -209,11 +211,31 @@ final class ReclaimThread {
     private func pick(_ count: Int, force: Bool, cleanOnly: Bool) -> [PageIndex] {
         let quietUnits = core.quietUnits
         let now = core.quiet.judgement()
+        tellArrivals()
         return policy.pick(count, from: table, force: force) { entry in
             guard !entry.pinned, !entry.writingBack else { return false }
             if entry.slotValid { return true }
             return !cleanOnly && !entry.slotRetired && isQuiet(entry, now, quietUnits)
         }.sorted()
+    }
+
+    /// Tells the policy what has become resident. Only when it is asked for victims: a device far from its budget needs none, and what is lost meanwhile is found in the table.
+    private func tellArrivals() {
+        if core.arrivals.drain({ policy.noteInstalled($0, in: table) }) { policy.noteUntold() }
+    }
+
+    /// Tells the policy which of the pages it gave have left. A page that is there has either never left, or is back already and among the arrivals: that it came back so soon is what
+    /// the policy learns from.
+    private func settlePicked(_ pages: [PageIndex]) {
+        var there: [PageIndex] = []
+        for page in pages {
+            let phase = table[page].phase
+            // A page that is to be put back is written just now.
+            if phase == .dram || phase == .filling || phase == .detaching { there.append(page) }
+            if phase != .detaching { policy.noteEvicted(page) }
+        }
+        tellArrivals()
+        for page in there { policy.noteKept(page) }
     }
 
     /// Unwritten for the grace time (R4): every I/O submitted before it was protected is over.

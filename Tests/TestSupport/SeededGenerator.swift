@@ -1,5 +1,4 @@
 import Glibc
-import Kernel
 
 /// Random numbers that can be had again (SplitMix64). Tests print the seed; `MEMDEVD_TEST_SEED` gives it back.
 package struct SeededGenerator: RandomNumberGenerator, Sendable {
@@ -28,14 +27,4 @@ package struct SeededGenerator: RandomNumberGenerator, Sendable {
 
     /// Cheaper than `Int.random(in:)` in loops of millions.
     package mutating func below(_ bound: UInt64) -> UInt64 { next() % bound }
-}
-
-/// Waits until `condition` holds; false when it does not within the time.
-package func eventually(within milliseconds: Int64 = 10_000, _ condition: () -> Bool) -> Bool {
-    let end = Clock.nanoseconds() + milliseconds * 1_000_000
-    while !condition() {
-        if Clock.nanoseconds() > end { return false }
-        Clock.sleep(milliseconds: 5)
-    }
-    return true
 }

@@ -1,0 +1,35 @@
+import Glibc
+
+/// Prints miss ratios of the eviction policy and of what it is compared with, for generated streams (docs/hotness.md).
+@main enum Main {
+    static func main() {
+        var numbers: [String: Int] = ["--seed": 1, "--pages": 16384, "--accesses": 1_500_000]
+        var arguments = CommandLine.arguments.dropFirst()
+        while let name = arguments.popFirst() {
+            guard numbers[name] != nil, let text = arguments.popFirst(), let value = Int(text), value >= (name == "--seed" ? 0 : 1024), value <= 1 << 28 else {
+                print("usage: Tests/PolicyTable/run [--seed N] [--pages N] [--accesses N]   (pages and accesses: at least 1024)")
+                exit(2)
+            }
+            numbers[name] = value
+        }
+        let pages = numbers["--pages"]!
+        print("miss ratio in percent: \(pages) pages, \(numbers["--accesses"]!) accesses, the first third not counted, seed \(numbers["--seed"]!)\n")
+        print("| stream | DRAM | optimum | LRU | FIFO | random | faults only | + sampled reads |\n|---|---:|---:|---:|---:|---:|---:|---:|")
+        for stream in Stream.generated(seed: UInt64(numbers["--seed"]!), pages: pages, accesses: numbers["--accesses"]!) {
+            for percent in [10, 25, 50, 75, 90] {
+                let budget = pages * percent / 100
+                let ratios = [
+                    replayOptimum(stream, budget), replayLRU(stream, budget, promote: true), replayLRU(stream, budget, promote: false),
+                    replayRandom(stream, budget), replay(stream, budget, policy: RefaultQueues.self),
+                    replay(stream, budget, policy: RefaultQueues.self, sampleEvery: 4 * pages),
+                ]
+                print("| \(stream.name) | \(percent) % | " + ratios.map(Self.percent).joined(separator: " | ") + " |")
+            }
+        }
+    }
+
+    private static func percent(_ ratio: Double) -> String {
+        let hundredths = Int((ratio * 10_000).rounded())
+        return "\(hundredths / 100).\(hundredths % 100 / 10)\(hundredths % 10)"
+    }
+}
