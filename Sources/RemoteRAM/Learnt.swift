@@ -53,10 +53,10 @@ extension RefaultQueues {
         private static let timeMask: UInt64 = 1 << 14 - 1
 
         /// 1 to 2^14 − 1. A time of more than 60 times the resident pages ago looks more recent than it is.
-        func time(_ evictions: UInt64) -> UInt16 { UInt16(evictions / evictionsPerTick % Self.timeMask) + 1 }
+        func tick(_ evictions: UInt64) -> UInt16 { UInt16(evictions / evictionsPerTick % Self.timeMask) + 1 }
 
         func distance(since then: UInt16, now evictions: UInt64) -> Double {
-            let ticks = (Int(time(evictions)) - Int(then) + Int(Self.timeMask)) % Int(Self.timeMask)
+            let ticks = (Int(tick(evictions)) - Int(then) + Int(Self.timeMask)) % Int(Self.timeMask)
             return Double(ticks) * Double(evictionsPerTick)
         }
 

@@ -111,7 +111,7 @@ package struct RefaultQueues: EvictionPolicy {
         let wasLeased = state(page).isLeased
         evictions += 1
         learnt.noteEvicted(leased: wasLeased, leasedNow: leased.count)
-        states[page] = State.away(since: learnt.time(evictions), leased: wasLeased).bits
+        states[page] = State.away(since: learnt.tick(evictions), leased: wasLeased).bits
     }
 
     package mutating func noteKept(_ page: PageIndex) {

@@ -141,6 +141,8 @@ extension FaultInjection {
             guest.stop()
             let destination = try #require(hosts.b.server)
             if step == .finishing {
+                // No round is under way any more: it would wait for the stopped destination, and the order for it.
+                try #require(eventually(within: 30_000) { (try? hosts.migration())??.left == 0 })
                 try hold(hosts, destination, "--finish", until: "finishing", victim)
                 return
             }
@@ -167,7 +169,7 @@ extension FaultInjection {
         private func hold(_ hosts: TwoHosts, _ destination: Int32, _ order: String, until state: String, _ victim: RunningDaemon) throws {
             _ = Glibc.kill(destination, SIGSTOP)
             let command = try RunningCommand(hosts.a, ["migrate", "vm", order])
-            #expect(reaches(state, hosts))
+            #expect(reaches(state, hosts), "\(String(describing: try? hosts.migration()))\n\(hosts.a.log)\n\(hosts.b.log)")
             try kill(victim)
             // No more than a second of standing still: its keeper would take it for stuck.
             if victim === hosts.a { _ = Glibc.kill(destination, SIGCONT) }
