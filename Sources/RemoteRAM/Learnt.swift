@@ -17,6 +17,25 @@ extension RefaultQueues {
         private var alive = 0.0
         private var evictionsPerTick: UInt64 = 1
 
+        /// How often pages come back soon after probation: lately, and as a rule.
+        private var lately = Rate(span: 0.1)
+        private var asARule = Rate(span: 2)
+
+        private struct Rate {
+            /// As a part of the resident pages.
+            let span: Double
+            private var soon = 0.0
+            private var out = 0.0
+            init(span: Double) { self.span = span }
+            var value: Double { soon / (out + 50) }
+            mutating func noteSoon() { soon += 1 }
+            mutating func noteEvicted(resident: Double) {
+                let fade = 1 - 1 / max(2, span * resident)
+                soon *= fade
+                out = out * fade + 1
+            }
+        }
+
         private struct Pair {
             var leased = 0.0
             var probation = 0.0
@@ -29,13 +48,18 @@ extension RefaultQueues {
         }
 
         /// Leased pages, as a part of the resident ones.
-        private static let shareMax = 0.9
+        private static let shareMax = 0.75
         /// "Soon", as a part of the resident pages.
         private static let soonPart = 0.1
         /// Sums fade over this many times the resident pages.
         private static let fadeTurns = 2.0
         /// The share moves by this many pages for each eviction.
         private static let shareStep = 0.25
+        /// …and by so many when the guest does something else now, and what it did before is not to stay.
+        private static let shareFast = 4.0
+        /// That is so when pages come back soon after probation so many times as often as is the rule, and so many more.
+        private static let changeRatio = 1.5
+        private static let changeMin = 0.05
         /// The threshold changes by e to the power of this while as many pages are evicted as are resident. It falls fast, or a scan would get leases before it is down.
         private static let thresholdGain = (up: 1.0, down: 8.0)
         private static let thresholdMax = 4.0
@@ -47,8 +71,9 @@ extension RefaultQueues {
         private static let turnMin = 0.125
         private static let turnMax = 6.0
         private static let turnFull = 1.5
-        /// The same for each victim, whether pages come back or not.
-        static let turnIdle = 1.0 / 16
+        /// The same for each victim, whether pages come back or not; and while more pages have leases than may.
+        private static let turnIdle = 1.0 / 16
+        private static let turnOver = 1.0
         private static let ticksPerResident: UInt64 = 256
         private static let timeMask: UInt64 = 1 << 14 - 1
 
@@ -73,7 +98,13 @@ extension RefaultQueues {
         mutating func turnRing(by pages: Double) { credit = min(credit + pages, max(16, resident / 64)) }
 
         mutating func noteRefault(distance: Double, leased: Bool) {
-            if distance <= Self.soonPart * resident { soon.add(leased: leased) }
+            if distance <= Self.soonPart * resident {
+                soon.add(leased: leased)
+                if !leased {
+                    lately.noteSoon()
+                    asARule.noteSoon()
+                }
+            }
             if leased, distance <= 2 * max(threshold, resident) { alive += 1 }
         }
 
@@ -85,10 +116,14 @@ extension RefaultQueues {
             if leased {
                 tests = tests * (1 - 1 / Self.testsKept) + 1
                 alive *= 1 - 1 / Self.testsKept
+            } else {
+                lately.noteEvicted(resident: resident)
+                asARule.noteEvicted(resident: resident)
             }
             let worthLeased = (soon.leased + Self.prior.soon) / (out.leased + Self.prior.out)
             let worthProbation = (soon.probation + Self.prior.soon) / (out.probation + Self.prior.out)
-            share += (worthLeased >= worthProbation ? Self.shareStep : -Self.shareStep) / resident
+            let isChange = lately.value > Self.changeMin + Self.changeRatio * asARule.value
+            share += (isChange ? -Self.shareFast : worthLeased >= worthProbation ? Self.shareStep : -Self.shareStep) / resident
             share = min(Self.shareMax, max(0, share))
             threshold *= hasRoom(leased: leasedNow) ? 1 + Self.thresholdGain.up / resident : max(0.5, 1 - Self.thresholdGain.down / resident)
             threshold = min(Self.thresholdMax * resident, max(Self.thresholdMin * resident, threshold))
@@ -99,6 +134,9 @@ extension RefaultQueues {
             out.takeBack(leased: leased)
             if leased { tests = max(0, tests - 1) }
         }
+
+        /// By how many pages the ring turns for each victim, whether pages come back or not.
+        func turnsForVictim(leased: Int) -> Double { hasRoom(leased: leased) ? Self.turnIdle : Self.turnOver }
 
         /// By how many pages the ring turns on for an early refault, which wants a lease: slowly while leases are worth it, fast when their pages do not come back or they are too many.
         func turnsOfRing(leased: Int) -> Double {

@@ -11,7 +11,7 @@
 /// * A page that comes in for the first time, or comes back late, passes through probation and goes: a scan leaves the leased pages alone.
 /// * What comes back early gets a lease, as long as there is room. The threshold is a price: it falls while the leased pages are too many, and rises while they are too few. So in
 ///   a loop over more than fits, where all distances are the same, those that are in stay in, instead of all missing for ever.
-/// * A lease that ends is a test of the leased pages. Do pages come back sooner after it than after probation? Then they are worth their place, and their part may grow, up to 9/10;
+/// * A lease that ends is a test of the leased pages. Do pages come back sooner after it than after probation? Then they are worth their place, and their part may grow, up to 3/4;
 ///   otherwise it shrinks, and probation becomes first in, first out over all. The fewer come back at all, the faster the ring turns: pages that nobody uses any more do not stay.
 ///
 /// Victims are found at the heads of the queues, whatever the device's size; some thousands are taken out at a time and given away in the order of their addresses, so that
@@ -187,7 +187,7 @@ package struct RefaultQueues: EvictionPolicy {
         readyNext = 0
         while ready.count < count, visits > 0 {
             visits -= 1
-            learnt.turnRing(by: Learnt.turnIdle)
+            learnt.turnRing(by: learnt.turnsForVictim(leased: leased.count))
             if learnt.credit >= 1 {
                 turnRing(pages, force: force, visits: &visits)
                 if ready.count >= count { break }

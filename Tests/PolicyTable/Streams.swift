@@ -81,6 +81,20 @@ extension Stream {
             let start = step / 16 % n
             return (start + Int(random.below(UInt64(n / 4)))) % n
         }
+        // What a guest did before is over; misses are counted from the change on, for four times its memory.
+        func change(_ name: String, _ before: Int, _ first: (Int, inout SeededGenerator) -> Int, _ second: (Int, inout SeededGenerator) -> Int) {
+            var random = SeededGenerator(seed: seed &+ UInt64(result.count) &* 7919)
+            var list: [UInt32] = []
+            list.reserveCapacity(before + 4 * n)
+            for step in 0..<before { list.append(UInt32(first(step, &random)) << 1) }
+            for step in 0..<4 * n { list.append(UInt32(second(step, &random)) << 1) }
+            result.append(Stream(name: name, pageCount: UInt64(n), accesses: list, warm: before))
+        }
+        let popular: (Int, inout SeededGenerator) -> Int = { _, random in Int(place[zipf.draw(&random)]) }
+        change("loop, then zipf", 8 * n, { step, _ in step % n }, popular)
+        change("uniform, then zipf", 4 * n, { _, random in Int(random.below(UInt64(n))) }, popular)
+        change("zipf, then another", 20 * n, popular) { _, random in Int(place2[zipf.draw(&random)]) }
+        change("zipf, then a loop", 20 * n, popular) { step, _ in step % n }
         return result
     }
 }
