@@ -180,6 +180,13 @@ int cvhost_nice_thread(int nice)
 	return setpriority(PRIO_PROCESS, (id_t)syscall(SYS_gettid), nice) < 0 ? -errno : 0;
 }
 
+int64_t cvhost_thread_nanoseconds(void)
+{
+	struct timespec now;
+	clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+	return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
+}
+
 int64_t cvhost_monotonic_nanoseconds(void)
 {
 	struct timespec now;

@@ -7,6 +7,8 @@ public struct DeviceStatus: Codable, Sendable, Equatable {
     public var pid: Int32
     public var size: UInt64
     public var budget: UInt64
+    /// The budget is set so that the VM loses about this to faults, in microseconds per second; nil: by the operator.
+    public var stallMicroseconds: UInt64?
 
     /// Where the pages are. `resident + ssd + zero + poisoned == size`; pages on their way count where they come from.
     public var resident: UInt64
@@ -25,6 +27,8 @@ public struct DeviceStatus: Codable, Sendable, Equatable {
 
     public var faults: FaultCounters
     public var paging: PagingCounters
+    /// Time that faults have waited, in microseconds, since the server began; nil: a memdevd that does not tell.
+    public var stall: Double?
     /// Last events worth a look: out of disk space, poisoned pages, read errors. Newest last.
     public var events: [String]
 

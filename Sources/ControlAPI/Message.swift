@@ -7,8 +7,12 @@ public struct ControlRequest: Codable, Sendable, Equatable {
         case list
         /// One device (`vm`).
         case stat
-        /// Change the budget of `vm` to `bytes`.
+        /// Change the budget of `vm` to `bytes`, or have it set so that `vm` loses about `stallMicroseconds` to faults in a second.
         case budget
+        /// How hot the memory of `vm` is, in at most `buckets` parts.
+        case heat
+        /// How much DRAM `vm` needs to lose no more than `stallMicroseconds` to faults in a second.
+        case estimate
         /// Page out everything (or `bytes`) of `vm`.
         case evict
         /// Page in everything of `vm`.
@@ -40,6 +44,9 @@ public struct ControlRequest: Codable, Sendable, Equatable {
     /// Where a VMM listens, in its own syntax.
     public var address: String?
     public var downtimeMilliseconds: Int?
+    public var stallMicroseconds: UInt64?
+    /// Parts of an answer.
+    public var buckets: Int?
 
     public init(_ command: Command, vm: String? = nil, bytes: UInt64? = nil) {
         self.command = command
@@ -82,12 +89,17 @@ public struct ControlReply: Codable, Sendable, Equatable {
     public var text: String?
     public var migrations: [MigrationStatus]?
     public var forecast: MigrationForecast?
+    public var heat: HeatStatus?
+    public var estimate: EstimateStatus?
 
     public init(
         ok: Bool? = nil, error: String? = nil, denied: Bool? = nil, progress: Progress? = nil, daemon: Daemon? = nil, devices: [DeviceStatus]? = nil,
-        text: String? = nil, migrations: [MigrationStatus]? = nil, forecast: MigrationForecast? = nil
+        text: String? = nil, migrations: [MigrationStatus]? = nil, forecast: MigrationForecast? = nil, heat: HeatStatus? = nil,
+        estimate: EstimateStatus? = nil
     ) {
         self.forecast = forecast
+        self.estimate = estimate
+        self.heat = heat
         self.migrations = migrations
         self.ok = ok
         self.error = error

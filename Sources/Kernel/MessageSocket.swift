@@ -134,6 +134,9 @@ package struct MessageSocket: ~Copyable, Sendable {
     /// Ends the connection for both directions; a thread that waits in `receive` returns. Wraps `shutdown(2)`.
     package borrowing func shutDown() { _ = cvhost_shutdown(descriptor.number) }
 
+    /// Bytes that can be received without waiting. Wraps `ioctl(FIONREAD)`.
+    package borrowing func readableBytes() throws(Errno) -> Int { Int(try check(cvhost_readable_bytes(descriptor.number))) }
+
     /// Sends all bytes, the descriptors with the first of them. Wraps `sendmsg(2)`, no SIGPIPE.
     package borrowing func send(_ bytes: [UInt8], descriptors: [Int32] = [], dontWait: Bool = false) throws(Errno) {
         var done = 0

@@ -6,12 +6,13 @@ package import RemoteRAM
 ///      "MDDR"  u32 version  u64 pages  u64 budget (pages)  u32 keep  u32 owner's uid  u32 attached
 ///      u32 pid  u32 uid  u32 gid  u32 no DMA  u32 entries of the discard ring (0 = none)
 ///      u32 placements  u32 regions  {u64 address, u64 first page, u64 pages} …  {u64 guest-physical address, u64 offset, u64 bytes} …
-///      u32 adoptions  u32 flags: 1 = the swap file is encrypted, the vault holds `key` and `tags` (both since version 2)
+///      u32 adoptions  u32 flags: 1 = the swap file is encrypted, the vault holds `key` and `tags` (both since version 2), 2 = the VMM serves ZAP (since version 3)
+///      u64 stall time in microseconds per second that sets the budget, 0 = the operator does (since version 3)
 ///
-/// All little-endian. Version 2; version 1 is read too, and what it lacks has the default. A newer version is not guessed at: such a device stays in the vault, its
+/// All little-endian. Version 3; older ones are read too, and what they lack has the default. A newer version is not guessed at: such a device stays in the vault, its
 /// VMM waits for a server that knows it. A new field goes to the end, with the version that brought it.
 package struct DeviceRecord: Equatable, Sendable {
-    package static let version: UInt32 = 2
+    package static let version: UInt32 = 3
     package static let oldestVersion: UInt32 = 1
     private static let magic: UInt32 = 0x5244_444D
     private static let bytesMax: Int64 = 1 << 20
@@ -26,6 +27,8 @@ package struct DeviceRecord: Equatable, Sendable {
     /// nil: kept without a VMM.
     package var attached: Attached?
     package var regions: [Request.Region] = []
+    /// What a controller holds by setting the budget; 0: there is none.
+    package var stallMicroseconds: UInt64 = 0
     /// How many servers have taken the device over from a dead one.
     package var adoptions: UInt32 = 0
 
@@ -34,12 +37,15 @@ package struct DeviceRecord: Equatable, Sendable {
         package var noDMA: Bool
         package var ringEntries: UInt32
         package var placements: [Mapper.Placement]
+        /// It has a backend channel and takes ZAP on it.
+        package var zaps: Bool
 
-        package init(peer: MessageSocket.Peer, noDMA: Bool, ringEntries: UInt32, placements: [Mapper.Placement]) {
+        package init(peer: MessageSocket.Peer, noDMA: Bool, ringEntries: UInt32, placements: [Mapper.Placement], zaps: Bool = false) {
             self.peer = peer
             self.noDMA = noDMA
             self.ringEntries = ringEntries
             self.placements = placements
+            self.zaps = zaps
         }
     }
 
@@ -90,8 +96,9 @@ package struct DeviceRecord: Equatable, Sendable {
         }
         if version >= 2 {
             writer.u32(adoptions)
-            writer.u32(isEncrypted ? 1 : 0)
+            writer.u32((isEncrypted ? 1 : 0) | (version >= 3 && attached?.zaps == true ? 2 : 0))
         }
+        if version >= 3 { writer.u64(stallMicroseconds) }
         return writer.bytes
     }
 
@@ -125,14 +132,17 @@ package struct DeviceRecord: Equatable, Sendable {
                 let guestAddress = try reader.u64()
                 regions.append(Request.Region(guestAddress: guestAddress, extent: Request.Extent(offset: try reader.u64(), bytes: try reader.u64())))
             }
+            var zaps = false
             if version >= 2 {
                 adoptions = try reader.u32()
                 let flags = try reader.u32()
-                guard flags <= 1 else { throw .form("it has flags that are not known") }
-                isEncrypted = flags == 1
+                guard flags <= (version >= 3 ? 3 : 1) else { throw .form("it has flags that are not known") }
+                isEncrypted = flags & 1 != 0
+                zaps = flags & 2 != 0
             }
+            if version >= 3 { stallMicroseconds = try reader.u64() }
             try reader.end()
-            if isAttached { attached = Attached(peer: peer, noDMA: noDMA, ringEntries: ringEntries, placements: placements) }
+            if isAttached { attached = Attached(peer: peer, noDMA: noDMA, ringEntries: ringEntries, placements: placements, zaps: zaps) }
         } catch {
             if error.errno == .notSupported, let version = UInt32(error.text) { throw .unknownVersion(version) }
             throw .damaged(error.text)

@@ -40,6 +40,10 @@ package final class DeviceRegistry: Sendable {
         package fileprivate(set) var ownerUID: UInt32?
         package var regions: [Request.Region] = []
         package var channel: BackendChannel?
+        /// Stall time that a controller holds by setting the budget, in microseconds per second; 0: the operator sets it.
+        package fileprivate(set) var stallMicroseconds: UInt64 = 0
+        /// Of the last record, in pages.
+        fileprivate var budgetSaved: UInt64 = 0
         /// A VMM has started: there may be contents.
         package fileprivate(set) var hasStarted = false
         /// How the VMM that runs is served; for the vault.
@@ -201,6 +205,8 @@ package final class DeviceRegistry: Sendable {
             device: device, keep: record.keep, attachedPID: record.attached?.peer.pid, ownerUID: record.ownerUID, attached: record.attached,
             keepWanted: record.keep)
         entry.regions = record.regions
+        entry.stallMicroseconds = record.stallMicroseconds
+        entry.budgetSaved = record.budgetPages
         entry.channel = channel
         entry.hasStarted = true
         entry.adoptions = record.adoptions &+ 1
@@ -234,6 +240,8 @@ package final class DeviceRegistry: Sendable {
             record.attached = entry.attached
             record.regions = entry.regions
             record.adoptions = entry.adoptions
+            record.stallMicroseconds = entry.stallMicroseconds
+            state.entries[vm]!.budgetSaved = record.budgetPages
             do throws(Errno) {
                 try record.hold(vault, vm: vm)
                 return nil
@@ -483,6 +491,8 @@ package final class DeviceRegistry: Sendable {
                 return 0
             }
             if state.budgets.count < Self.rememberedBudgetsMax || state.budgets[vm] != nil { state.budgets[vm] = pages }
+            // Who says a budget takes it out of the controller's hands.
+            if state.entries[vm] != nil { state.entries[vm]!.stallMicroseconds = 0 }
             // Under the lock: the next one counts it.
             return device?.setBudget(pages: pages) ?? pages
         }
@@ -491,4 +501,36 @@ package final class DeviceRegistry: Sendable {
         if self[vm]?.hasStarted == true { try? saveRecord(vm: vm) }
         return applied
     }
+
+    // MARK: Budgets that a controller sets
+
+    /// From now on a controller sets the budget of a VM that is here, so that it loses no more than this to faults. False: it is not here, or the keeper cannot hold it.
+    package func holdStall(vm: String, microseconds: UInt64) -> Bool {
+        let exists = state.withLock { state in
+            guard state.entries[vm] != nil else { return false }
+            state.entries[vm]!.stallMicroseconds = microseconds
+            // What the next attach gets is what is configured.
+            state.budgets[vm] = nil
+            return true
+        }
+        guard exists else { return false }
+        guard self[vm]?.hasStarted == true else { return true }
+        return (try? saveRecord(vm: vm)) != nil
+    }
+
+    /// Sets the budget for a controller that holds `stallMicroseconds`. False: it does not fit with the others. Nothing happens when the operator has taken the budget back meanwhile.
+    package func steerBudget(vm: String, stallMicroseconds: UInt64, pages: UInt64) -> Bool {
+        let (fits, isFarFromRecord) = state.withLock { state -> (Bool, Bool) in
+            guard let entry = state.entries[vm], entry.stallMicroseconds == stallMicroseconds else { return (true, false) }
+            if pages > entry.device.budget, (try? checkRoom(for: pages, vm: vm, state)) == nil { return (false, false) }
+            let applied = entry.device.setBudget(pages: pages)
+            let difference = applied > entry.budgetSaved ? applied - entry.budgetSaved : entry.budgetSaved - applied
+            return (true, difference > entry.budgetSaved / Self.steeredPartSaved)
+        }
+        // The next server begins somewhere near: not every step is worth a record.
+        if isFarFromRecord { try? saveRecord(vm: vm) }
+        return fits
+    }
+
+    private static let steeredPartSaved: UInt64 = 16
 }

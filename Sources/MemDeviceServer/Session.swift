@@ -21,6 +21,7 @@ package final class Session {
     /// The only VM that may be attached by this connection; nil: any.
     private let onlyVM: String?
     private var stage = Stage.new
+    private var features = Features()
     private var vm: String?
     /// The VM that was asked for last.
     private var wantedVM: String?
@@ -250,6 +251,7 @@ package final class Session {
             try require(code, .new)
             let unknown = chosen & ~Features.offered.rawValue
             guard unknown == 0 else { throw .form("SET_FEATURES chooses 0x\(String(unknown, radix: 16)), which was not offered") }
+            features = Features(rawValue: chosen)
             stage = .negotiated
         case .getUserfaultfdDevice:
             try require(code, .negotiated, .attached)
@@ -373,8 +375,9 @@ package final class Session {
     }
 
     private func start() throws(Refusal) {
+        let zapper = features.contains(.zap) ? registry[vm!]?.channel : nil
         let attached = DeviceRecord.Attached(
-            peer: peer, noDMA: mapper!.noDMA, ringEntries: discards?.entries ?? 0, placements: mapper!.placements)
+            peer: peer, noDMA: mapper!.noDMA, ringEntries: discards?.entries ?? 0, placements: mapper!.placements, zaps: zapper != nil)
         try registry.start(vm: vm!, attached: attached) { () throws(Refusal) in
             do throws(Errno) {
                 try holdMapper()
@@ -386,6 +389,7 @@ package final class Session {
             } catch {
                 throw .meaning(.noMemory, "VM \(vm!): \(error)")
             }
+            device!.heat?.zapper.withLock { $0 = zapper }
         }
         stage = .started
         // From now on the VMM may be silent for months.

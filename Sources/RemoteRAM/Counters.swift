@@ -20,6 +20,8 @@ package final class Counters: Sendable {
     package let readErrors = Atomic<UInt64>(0)
     package let writeErrors = Atomic<UInt64>(0)
     package let checksumErrors = Atomic<UInt64>(0)
+    /// Nanoseconds that faults have waited: for the SSD, and for room in the budget. Once for each fault, however many threads wait for the page.
+    package let stallNanoseconds = Atomic<UInt64>(0)
     package let scans = Atomic<UInt64>(0)
     package let faultTimes = Histogram()
 

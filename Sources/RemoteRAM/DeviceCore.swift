@@ -21,6 +21,8 @@ package struct DeviceSettings: Sendable {
     package var encrypts = false
     /// Makes the cipher of an encrypted device. Needed for one that is adopted, too, whatever `encrypts` says.
     package var makeCipher: SlotSeals.MakeCipher?
+    /// How hot and cold pages are found; nil: not at all.
+    package var heat: HeatSettings?
     /// Holds what must survive this process.
     package var vault: any DescriptorVault = NoVault()
     /// For tests: the result of a disk operation to use instead of the real one.
@@ -94,6 +96,8 @@ package final class DeviceCore: @unchecked Sendable {
     package let counters: Counters
     package let discards: DiscardRing?
     package let journal: ReclaimJournal
+    /// nil: nobody wants to know.
+    package let heat: HeatMap?
     private let onEvent: @Sendable (DeviceEvent) -> Void
 
     package let stopping = Atomic<Bool>(false)
@@ -125,7 +129,7 @@ package final class DeviceCore: @unchecked Sendable {
 
     package init(
         name: String, table: PageTable, memfd: consuming Descriptor, swap: consuming SwapFile, seals: SlotSeals?, mapper: Mapper, settings: DeviceSettings,
-        budgetPages: UInt64, counters: Counters, discards: DiscardRing?, journal: ReclaimJournal, quiet: QuietClock,
+        budgetPages: UInt64, counters: Counters, discards: DiscardRing?, journal: ReclaimJournal, quiet: QuietClock, heat: HeatMap? = nil,
         onEvent: @escaping @Sendable (DeviceEvent) -> Void
     ) throws(Errno) {
         self.name = name
@@ -139,6 +143,7 @@ package final class DeviceCore: @unchecked Sendable {
         self.discards = discards
         self.journal = journal
         self.quiet = quiet
+        self.heat = heat
         self.onEvent = onEvent
         arrivals = ArrivalRing(pageCount: table.pageCount)
         faultWork = try EventCounter()

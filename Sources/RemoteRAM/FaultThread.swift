@@ -27,6 +27,8 @@ final class FaultThread {
     private var parked: [(page: PageIndex, arrived: Int64)] = []
     /// The fault that is being answered has waited long enough: it may exceed the budget.
     private var ignoresBudget = false
+    /// The fault that is being answered has waited for room, a slot or memory.
+    private var isRetrying = false
     /// How long a fault may wait for room.
     private let parkedNanosecondsMax: Int64
     private var load: (request: FaultRequests.Request, next: PageIndex, range: PageRange, pin: Bool)?
@@ -154,6 +156,7 @@ final class FaultThread {
     // MARK: One fault
 
     private func answer(_ page: PageIndex, arrived: Int64) {
+        core.heat?.mark(page)
         while true {
             switch table[page].phase {
             case .zero:
@@ -197,6 +200,7 @@ final class FaultThread {
         parked.removeAll(keepingCapacity: true)
         core.faultsParked.store(false, ordering: .sequentiallyConsistent)
         let now = Clock.nanoseconds()
+        isRetrying = true
         for fault in waiting {
             // A guest over its budget is better than one that hangs or loses a direct read.
             ignoresBudget = now - fault.arrived > parkedNanosecondsMax
@@ -204,6 +208,7 @@ final class FaultThread {
             answer(fault.page, arrived: fault.arrived)
         }
         ignoresBudget = false
+        isRetrying = false
     }
 
     private func noteParked() { core.quiet.noteParked(since: parked.lazy.map(\.arrived).min()) }
@@ -223,7 +228,10 @@ final class FaultThread {
         noteClaimed()
         counters.faultsZero.add(1)
         if installZeros(PageRange(page, page + 1), heat: before.heat) {
-            counters.faultTimes.record(Clock.nanoseconds() - arrived)
+            let waited = Clock.nanoseconds() - arrived
+            counters.faultTimes.record(waited)
+            // A zero page costs the same with any budget; waiting for room does not.
+            if isRetrying { counters.stallNanoseconds.add(UInt64(max(0, waited))) }
         } else {
             park(page, arrived: arrived)
         }
@@ -399,7 +407,11 @@ final class FaultThread {
             for page in missing.start..<missing.end { readingFailed(page, slot: slot, error: error) }
         }
         slots.release(index)
-        if slot.isDemand, got > 0 { counters.faultTimes.record(Clock.nanoseconds() - slot.arrived) }
+        if slot.isDemand, got > 0 {
+            let waited = Clock.nanoseconds() - slot.arrived
+            counters.faultTimes.record(waited)
+            counters.stallNanoseconds.add(UInt64(max(0, waited)))
+        }
     }
 
     /// Only what somebody asked for, and failed twice, is lost; what was read ahead goes back.

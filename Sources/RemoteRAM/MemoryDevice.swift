@@ -29,6 +29,8 @@ package final class MemoryDevice: Sendable {
     private let onEvent: @Sendable (DeviceEvent) -> Void
     private let latency: Mutex<(previous: [UInt64], current: [UInt64], since: Int64)>
     private let swapFile: SwapBox
+    /// nil: nobody wants to know.
+    package let heat: Heat?
     /// nil: the swap file is not encrypted.
     let seals: SlotSeals?
     /// Pages that were in the memory and, by the table, elsewhere, when this device had been adopted: 0, unless a VMM writes its memory past its userfaultfd.
@@ -51,6 +53,7 @@ package final class MemoryDevice: Sendable {
         var evictions: EvictRequests
         var faultThread: Thread
         var reclaimThread: Thread
+        var heatThread: Thread?
     }
 
     final class SwapBox: Sendable {
@@ -104,6 +107,7 @@ package final class MemoryDevice: Sendable {
         quiet = QuietClock()
         swapPath = settings.swapDirectory + "/" + name + ".swap"
         do throws(Errno) {
+            heat = try Self.heat(settings, pageCount)
             table = try PageTable(pageCount: pageCount)
             memfd = try Memfd.create(name: "memdevd:" + name, size: pageCount << pageShift)
         } catch {
@@ -143,6 +147,7 @@ package final class MemoryDevice: Sendable {
         quiet = QuietClock(goingOnFrom: times)
         swapPath = settings.swapDirectory + "/" + name + ".swap"
         do throws(Errno) {
+            heat = try Self.heat(settings, pageCount)
             memfd = try kept.required("memory")
             guard try memfd.status().bytes == Int64(pageCount << pageShift) else { throw .invalid }
             table = try PageTable(adopting: try kept.required("table"), pageCount: pageCount)
@@ -174,6 +179,11 @@ package final class MemoryDevice: Sendable {
 
     /// For an adopted device without a VMM: the dead process was about to start one, which has touched nothing, so what had been taken away is in its slot.
     package func finishDetached() { for page in table.detachingPages { _ = table.finishDetach(page) } }
+
+    private static func heat(_ settings: DeviceSettings, _ pageCount: UInt64) throws(Errno) -> Heat? {
+        guard let wanted = settings.heat else { return nil }
+        return try Heat(pageCount: pageCount, settings: wanted)
+    }
 
     private static func seals(
         _ settings: DeviceSettings, _ make: (SlotSeals.MakeCipher) throws(Errno) -> SlotSeals
@@ -270,7 +280,7 @@ package final class MemoryDevice: Sendable {
             let core = try DeviceCore(
                 name: name, table: table, memfd: try memfd.duplicate(), swap: SwapFile(sharing: try swapFile.file.descriptor.duplicate(), path: swapPath),
                 seals: seals, mapper: mapper, settings: settings, budgetPages: budgetPages.withLock { $0 }, counters: counters, discards: discards,
-                journal: journal, quiet: quiet
+                journal: journal, quiet: quiet, heat: heat?.map
             ) { [weak self] event in self?.note(event) }
             // The rings belong to the threads that use them, so each thread makes its own and says how it went.
             let fault = try Self.launch("mdd-fault") { () throws(Errno) -> @Sendable () -> Void in
@@ -289,8 +299,12 @@ package final class MemoryDevice: Sendable {
                 fault.join()
                 throw error
             }
+            // Nobody waits for it: a device whose heat is not known is served all the same.
+            let watching = heat.flatMap { heat in
+                try? Thread(name: "mdd-heat") { HeatThread(core: core, heat: heat).run() }
+            }
             running.withLock {
-                $0 = Running(core: core, requests: requests, evictions: evictions, faultThread: fault, reclaimThread: reclaim)
+                $0 = Running(core: core, requests: requests, evictions: evictions, faultThread: fault, reclaimThread: reclaim, heatThread: watching)
             }
             core.wakeReclaim()
             // Events that the dead process had read are nobody's any more.
@@ -362,6 +376,7 @@ package final class MemoryDevice: Sendable {
         lifecycle.withLock { _ in
             stopLocked()
             suspended.withLock { $0?.mapper = nil }
+            heat?.zapper.withLock { $0 = nil }
         }
     }
 
@@ -369,6 +384,8 @@ package final class MemoryDevice: Sendable {
         guard let ending = running.withLock({ $0 }) else { return }
         ending.core.stopping.store(true, ordering: .releasing)
         ending.core.reclaimWork.signal()
+        heat?.work.signal()
+        ending.heatThread?.join()
         ending.reclaimThread.join()
         ending.core.faultWork.signal()
         ending.faultThread.join()

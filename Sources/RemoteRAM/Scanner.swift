@@ -106,7 +106,7 @@ final class Scanner {
                     // Taken after the call that protected the run: the grace time (R4) begins with the protection, not before it.
                     let stamp = core.quiet.stamp()
                     for page in run.start..<run.end {
-                        _ = core.table.reportWritten(page, stamp: stamp) { $0 = RefaultQueues.heatWhenUsed($0) }
+                        if core.table.reportWritten(page, stamp: stamp, policy: { $0 = RefaultQueues.heatWhenUsed($0) }) { core.heat?.mark(page) }
                     }
                 }
             } catch {

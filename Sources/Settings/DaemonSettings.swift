@@ -31,6 +31,9 @@ public struct DaemonSettings: Sendable, Equatable {
     /// Most bytes read around a faulting page; 0 reads nothing ahead.
     public var readAheadMax: UInt64 = 2 << 20
 
+    /// Processor time for finding out which pages are read: percent of one processor for each 10 GiB of a VM's memory.
+    public var heatCPUPercent = 1
+
     /// Encrypt pages on their way to the swap file.
     public var encrypt = false
 
@@ -73,6 +76,9 @@ public struct Peer: Sendable, Equatable {
 /// What the configuration says of one VM; nil: the daemon's default.
 public struct VMSettings: Sendable, Equatable {
     public var budget: Budget?
+    /// Bounds of a budget that is set automatically.
+    public var budgetMin: Budget?
+    public var budgetMax: Budget?
     public var dmaGraceMilliseconds: Int?
     /// Size of the VM's memory, for a VMM that attaches without saying one.
     public var size: UInt64?
@@ -124,6 +130,11 @@ extension DaemonSettings {
     /// Budget in bytes of `vm` whose memory has `size` bytes.
     public func budgetBytes(vm: String, size: UInt64) -> UInt64 {
         (vms[vm]?.budget ?? defaultBudget).bytes(ofVMSize: size)
+    }
+
+    /// The least and the most, in bytes, that a controller may give `vm`, whose memory has `size` bytes.
+    public func budgetLimits(vm: String, size: UInt64) -> (least: UInt64, most: UInt64) {
+        ((vms[vm]?.budgetMin ?? .percent(1)).bytes(ofVMSize: size), (vms[vm]?.budgetMax ?? .percent(100)).bytes(ofVMSize: size))
     }
 
     public func dmaGraceMilliseconds(vm: String) -> Int {

@@ -154,6 +154,19 @@ extension DaemonSettings {
             messages.append(
                 "VM '\(vm)': budget \(Size(bytes: budget)) is above memory-max \(Size(bytes: memoryMax)): lower one or raise the other")
         }
+        if let size = target.size, let least = target.budgetMin, let most = target.budgetMax, least.bytes(ofVMSize: size) > most.bytes(ofVMSize: size) {
+            messages.append("VM '\(vm)': budget-min \(least) is above budget-max \(most): lower one or raise the other")
+        } else if target.size == nil, isAbove(target.budgetMin, target.budgetMax) {
+            messages.append("VM '\(vm)': budget-min \(target.budgetMin!) is above budget-max \(target.budgetMax!): lower one or raise the other")
+        }
         return messages.map { SettingsProblem(place: .combination, message: $0) }
+    }
+
+    /// Of two amounts, or of two percentages; others cannot be compared without the VM's size.
+    private func isAbove(_ least: Budget?, _ most: Budget?) -> Bool {
+        switch (least, most) {
+        case (.bytes(let least), .bytes(let most)), (.percent(let least), .percent(let most)): least > most
+        default: false
+        }
     }
 }

@@ -82,6 +82,11 @@ extension SettingKey where Target == DaemonSettings {
         } text: {
             Size(bytes: $0.readAheadMax).exact
         },
+        SettingKey(name: "heat-cpu-percent") { (text, target) throws(ValueError) in
+            target.heatCPUPercent = try SettingValue.number(text, SettingRange.heatCPUPercent, unit: "percent")
+        } text: {
+            "\($0.heatCPUPercent)"
+        },
         SettingKey(name: "encrypt") { (text, target) throws(ValueError) in
             target.encrypt = try SettingValue.boolean(text)
         } text: {
@@ -158,6 +163,16 @@ extension SettingKey where Target == VMSettings {
         } text: {
             $0.budget?.description
         },
+        SettingKey(name: "budget-min") { (text, target) throws(ValueError) in
+            target.budgetMin = try SettingValue.budget(text)
+        } text: {
+            $0.budgetMin?.description
+        },
+        SettingKey(name: "budget-max") { (text, target) throws(ValueError) in
+            target.budgetMax = try SettingValue.budget(text)
+        } text: {
+            $0.budgetMax?.description
+        },
         SettingKey(name: "dma-grace-milliseconds") { (text, target) throws(ValueError) in
             target.dmaGraceMilliseconds = try SettingValue.number(text, SettingRange.dmaGraceMilliseconds, unit: "milliseconds")
         } text: {
@@ -209,7 +224,9 @@ enum SettingRange {
     static let scanIntervalMilliseconds = 10...60_000
     /// 16 MiB is 4,096 pages for one fault.
     static let readAheadMax: ClosedRange<UInt64> = 0...16 << 20
-    /// Each device has two threads and a few descriptors.
+    /// Of one processor.
+    static let heatCPUPercent = 0...100
+    /// Each device has three threads and a few descriptors.
     static let devicesMax = 1...4096
     /// One page to 1 PiB.
     static let deviceSize: ClosedRange<UInt64> = 4096...1 << 50

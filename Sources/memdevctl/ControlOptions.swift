@@ -33,7 +33,7 @@ struct ControlOptions: ParsableArguments {
     private func ask(_ request: ControlRequest, progress: (ControlReply.Progress) -> Void) throws(Failure) -> ControlReply {
         let canRepeat =
             switch request.command {
-            case .version, .list, .stat, .budget, .metrics, .migrations, .receive, .migrateDryRun: true
+            case .version, .list, .stat, .heat, .estimate, .budget, .metrics, .migrations, .receive, .migrateDryRun: true
             case .evict, .load, .release, .migrate, .migrateFinish, .migrateCommit, .migrateAbort: false
             }
         var left = canRepeat ? Self.questionsMax : 1
@@ -72,6 +72,10 @@ struct VMArgument: ParsableArguments {
 enum ArgumentValue {
     @Sendable static func size(_ text: String) throws -> Size {
         do { return try Size(text) } catch { throw ValidationError(error.description) }
+    }
+
+    @Sendable static func stall(_ text: String) throws -> Stall {
+        do { return try Stall(text) } catch { throw ValidationError(error.description) }
     }
 
     @Sendable static func budget(_ text: String) throws -> Budget {

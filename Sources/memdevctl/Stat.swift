@@ -32,7 +32,7 @@ struct Stat: ParsableCommand {
         [
             ("process", status.pid > 0 ? "\(status.pid)" : "none"),
             ("size", Figure.size(status.size)),
-            ("budget", Figure.size(status.budget)),
+            ("budget", Figure.size(status.budget) + (status.stallMicroseconds.map { "  (auto, \(Stall(microseconds: $0)))" } ?? "")),
             (
                 "resident",
                 "\(Figure.size(status.resident))  (\(Figure.size(status.dirty)) dirty, peak \(Figure.size(status.paging.residentPeak)))"

@@ -39,7 +39,7 @@ extension ControlRequest.Command {
     /// Changes nothing. What is not named here needs an operator.
     var isReadOnly: Bool {
         switch self {
-        case .version, .list, .stat, .metrics: true
+        case .version, .list, .stat, .heat, .estimate, .metrics: true
         default: false
         }
     }

@@ -39,6 +39,17 @@ struct ControlCommands: Sendable {
             return ControlReply(ok: true, text: Prometheus.text(registry.all.map { DeviceStatus($0) }))
         case .budget:
             return try budget(request)
+        case .heat:
+            let entry = try entry(request)
+            guard let heat = HeatStatus(entry, buckets: request.buckets ?? Self.heatBuckets) else {
+                throw Refused("VM \(entry.device.name): its heat is not watched")
+            }
+            return ControlReply(ok: true, heat: heat)
+        case .estimate:
+            let entry = try entry(request)
+            let stall = try stall(request) ?? .default
+            guard let estimate = EstimateStatus(entry.device, stall: stall) else { throw Refused("VM \(entry.device.name): its heat is not watched") }
+            return ControlReply(ok: true, estimate: estimate)
         case .evict:
             return try evict(request, progress)
         case .load:
@@ -72,9 +83,25 @@ struct ControlCommands: Sendable {
         return entry.device
     }
 
+    private func stall(_ request: ControlRequest) throws -> Stall? {
+        guard let microseconds = request.stallMicroseconds else { return nil }
+        guard (1...Stall.microsecondsMax).contains(microseconds) else {
+            throw Refused("a stall time of \(microseconds) us/s is out of range: from 1 to \(Stall.microsecondsMax)")
+        }
+        return Stall(microseconds: microseconds)
+    }
+
     private func budget(_ request: ControlRequest) throws -> ControlReply {
         let vm = try name(request)
-        guard let bytes = request.bytes else { throw Refused("'budget' needs bytes") }
+        if let stall = try stall(request) {
+            guard request.bytes == nil else { throw Refused("'budget' takes bytes or a stall time, not both") }
+            let entry = try entry(request)
+            guard registry.holdStall(vm: vm, microseconds: stall.microseconds) else {
+                throw Refused("VM \(entry.device.name): the keeper cannot hold that its budget is set automatically")
+            }
+            return ControlReply(ok: true, devices: registry[vm].map { [DeviceStatus($0)] })
+        }
+        guard let bytes = request.bytes else { throw Refused("'budget' needs bytes or stallMicroseconds") }
         do {
             _ = try registry.setBudget(vm: vm, pages: bytes >> pageShift)
         } catch {
@@ -83,6 +110,7 @@ struct ControlCommands: Sendable {
         return ControlReply(ok: true, devices: registry[vm].map { [DeviceStatus($0)] })
     }
 
+    private static let heatBuckets = 1024
     private static let pollMicroseconds: useconds_t = 10_000
     private static let progressEvery = 10
 

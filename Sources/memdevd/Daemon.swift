@@ -40,10 +40,13 @@ final class Daemon: Sendable {
             let serving = try [Thread(name: "mdd-accept") { server.run() }] + ownSockets(server)
             let controlling = try Thread(name: "mdd-control") { control.run() }
             let receiving = try Thread(name: "mdd-peers") { migrations.run() }
+            let steering = StallKeeper(registry: registry, settings: settings, logger: logger)
+            let budgets = try Thread(name: "mdd-budgets") { steering.run() }
             let notify = Notify()
             notify.ready()
             logger.info("memdevd \(MemdevdVersion.current) serves \(settings.vmmSocketPath), swap files in \(settings.stateDirectory)")
             waitForEnd(signals, registry, notify)
+            steering.stop()
             notify.stopping("ending")
             server.stop()
             control.stop()
@@ -51,6 +54,7 @@ final class Daemon: Sendable {
             for thread in serving { thread.join() }
             controlling.join()
             receiving.join()
+            budgets.join()
         } catch {
             throw StartFailure("cannot start a thread: \(error)")
         }
@@ -230,6 +234,9 @@ final class Daemon: Sendable {
         device.graceMilliseconds = Int64(settings.dmaGraceMilliseconds(vm: vm))
         device.scanMilliseconds = Int64(settings.scanIntervalMilliseconds)
         device.readAheadPagesMax = settings.readAheadMax >> pageShift
+        var heat = HeatSettings()
+        heat.processorPercent = Double(settings.heatCPUPercent)
+        device.heat = heat
         device.encrypts = settings.encrypts(vm: vm)
         device.makeCipher = { unsafe AESPageCipher(key: $0) }
         switch settings.faultSpin {

@@ -51,6 +51,11 @@ struct Options: ParsableArguments {
     var keepCPUsAwake: String?
     @Option(help: Options.help("read-ahead-max", "Most to read around a faulting page; 0: nothing.", "size"))
     var readAheadMax: String?
+    @Option(
+        name: .customLong("heat-cpu-percent"),
+        help: Options.help(
+            "heat-cpu-percent", "Processor time for finding out which pages are read, for each 10 GiB of a VM; 0: only faults and writes are seen.", "percent"))
+    var heatCPUPercent: String?
     @Option(help: Options.help("encrypt", "Whether pages are encrypted in the swap file: true or false.", "bool"))
     var encrypt: String?
     @Option(help: Options.help("devices-max", "Most VMs at a time.", "count"))
@@ -80,7 +85,7 @@ struct Options: ParsableArguments {
     @Option(
         name: .customLong("vm"),
         help: ArgumentHelp(
-            "Settings of one VM, keys budget, dma-grace-milliseconds, size, keep, encrypt, owner, group, socket, socket-mode; as in web1:budget=50%,keep=true. May be repeated.",
+            "Settings of one VM, keys budget, budget-min, budget-max, dma-grace-milliseconds, size, keep, encrypt, owner, group, socket, socket-mode; as in web1:budget=50%,keep=true. May be repeated.",
             valueName: "id:key=value,…"))
     var vms: [String] = []
 
@@ -135,6 +140,7 @@ struct Options: ParsableArguments {
         overrides.values["fault-spin-microseconds"] = faultSpinMicroseconds
         overrides.values["keep-cpus-awake"] = keepCPUsAwake
         overrides.values["read-ahead-max"] = readAheadMax
+        overrides.values["heat-cpu-percent"] = heatCPUPercent
         overrides.values["encrypt"] = encrypt
         overrides.values["devices-max"] = devicesMax
         overrides.values["device-size-max"] = deviceSizeMax

@@ -24,6 +24,7 @@ enum Prometheus {
         counter("faults_ssd_total", "Page faults answered from the SSD.") { Double($0.faults.ssd) },
         gauge("fault_p50_seconds", "Median time of a fault, last minute.") { $0.faults.p50 / 1e6 },
         gauge("fault_p99_seconds", "99th percentile of the time of a fault, last minute.") { $0.faults.p99 / 1e6 },
+        counter("fault_stall_seconds_total", "Time that faults have waited for the SSD or for room.") { ($0.stall ?? 0) / 1e6 },
         counter("paged_in_demand_bytes_total", "Read from the SSD for a fault.") { Double($0.paging.inDemand) },
         counter("paged_in_ahead_bytes_total", "Read from the SSD ahead of a fault.") { Double($0.paging.inAhead) },
         counter("paged_out_bytes_total", "Taken out of DRAM.") { Double($0.paging.out) },

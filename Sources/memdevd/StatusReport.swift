@@ -32,6 +32,8 @@ extension DeviceStatus {
             outClean: bytes(counters.pagesOutClean.value), written: bytes(counters.pagesWritten.value), putBack: bytes(counters.pagesPutBack.value),
             residentPeak: bytes(counters.residentPeak.load(ordering: .relaxed)), readErrors: counters.readErrors.value,
             writeErrors: counters.writeErrors.value, checksumErrors: counters.checksumErrors.value)
+        stall = Double(counters.stallNanoseconds.value) / 1000
+        stallMicroseconds = entry.stallMicroseconds > 0 ? entry.stallMicroseconds : nil
         events = device.recentEvents
     }
 }

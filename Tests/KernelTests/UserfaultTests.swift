@@ -90,6 +90,18 @@ import Testing
         #expect(memory.read(1) == 1)
     }
 
+    @Test("A stretch that was written and zapped as a whole stays written, although its page tables may go") func zappedWhole() throws {
+        let pages = 2048
+        let memory = try Self.resident(pages)
+        try memory.arm()
+        for page in 0..<pages { memory.write(page) }
+        unsafe madvise(memory.memory.address, pages * 4096, MADV_DONTNEED)
+        #expect(try memory.written(protect: true) == Array(0..<pages))
+        #expect(try memory.written(protect: false) == [])
+        memory.write(1000)
+        #expect(try memory.written(protect: true) == [1000])
+    }
+
     @Test("A punch tells clean from written: only the clean page keeps its marker") func punched() throws {
         let memory = try Self.resident()
         try memory.arm()

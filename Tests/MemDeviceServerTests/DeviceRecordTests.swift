@@ -12,7 +12,8 @@ import Testing
         record.ownerUID = 1000
         record.attached = DeviceRecord.Attached(
             peer: MessageSocket.Peer(pid: 77, uid: 1000, gid: 100), noDMA: true, ringEntries: 64,
-            placements: [Mapper.Placement(address: 0x7F00_0000_0000, pages: PageRange(0, 4096))])
+            placements: [Mapper.Placement(address: 0x7F00_0000_0000, pages: PageRange(0, 4096))], zaps: true)
+        record.stallMicroseconds = 5000
         record.regions = [Request.Region(guestAddress: 1 << 32, extent: Request.Extent(offset: 0, bytes: 4096 * 4096))]
         return record
     }
@@ -28,6 +29,11 @@ import Testing
         let bytes = record().encoded
         for count in 0..<bytes.count { #expect(throws: DeviceRecord.Failure.self) { _ = try DeviceRecord(decoding: Array(bytes.prefix(count))) } }
         #expect(throws: DeviceRecord.Failure.self) { _ = try DeviceRecord(decoding: bytes + [0]) }
+    }
+
+    @Test("A build without sampling and automatic budgets leaves neither") func older() throws {
+        let old = try DeviceRecord(decoding: record().encoded(version: 2))
+        #expect(old.stallMicroseconds == 0 && old.attached?.zaps == false && old.budgetPages == 2048)
     }
 
     @Test("Another version is named, not guessed at") func version() {

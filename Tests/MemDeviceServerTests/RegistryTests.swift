@@ -224,4 +224,25 @@ import Testing
         _ = try registry.attach(vm: "a", bytes: Self.bytes, keep: true, pid: 2)
         #expect(registry["a"]?.regions.isEmpty == true)
     }
+
+    @Test("A budget is automatic from the order until a size is set, and only while its VM is here") func automatic() throws {
+        let registry = registry(budget: 2048)
+        #expect(!registry.holdStall(vm: "a", microseconds: 5000))
+        _ = try registry.attach(vm: "a", bytes: Self.bytes, keep: false, pid: 1)
+        #expect(registry.holdStall(vm: "a", microseconds: 5000) && registry["a"]?.stallMicroseconds == 5000)
+        #expect(registry.steerBudget(vm: "a", stallMicroseconds: 5000, pages: 1500) && registry["a"]?.device.budget == 1500)
+        _ = try registry.setBudget(vm: "a", pages: 1800)
+        #expect(registry["a"]?.stallMicroseconds == 0)
+        // The controller's last word comes too late.
+        #expect(registry.steerBudget(vm: "a", stallMicroseconds: 5000, pages: 1200) && registry["a"]?.device.budget == 1800)
+    }
+
+    @Test("An automatic budget grows only as far as memory-max has room, and may always shrink") func automaticMax() throws {
+        let registry = registry(budget: 1400) { $0.budgetBytesMax = 3000 << 12 }
+        for vm in ["a", "b"] { _ = try registry.attach(vm: vm, bytes: Self.bytes, keep: false, pid: 1) }
+        #expect(registry.holdStall(vm: "a", microseconds: 1))
+        #expect(!registry.steerBudget(vm: "a", stallMicroseconds: 1, pages: 1700) && registry["a"]?.device.budget == 1400)
+        #expect(registry.steerBudget(vm: "a", stallMicroseconds: 1, pages: 1600) && registry["a"]?.device.budget == 1600)
+        #expect(registry.steerBudget(vm: "a", stallMicroseconds: 1, pages: 1100) && registry["a"]?.device.budget == 1100)
+    }
 }

@@ -43,7 +43,8 @@ import Testing
     @Test(
         "Wrong usage is status 2",
         arguments: [
-            ["foo"], ["stat"], ["stat", "a/b"], ["budget", "a", "1GB"], ["watch", "a", "--interval", "0"], ["run", "--vm", "a"],
+            ["foo"], ["stat"], ["stat", "a/b"], ["budget", "a", "1GB"], ["watch", "a", "--interval", "0"], ["budget", "a", "auto", "--stall", "5"],
+            ["budget", "a", "1G", "--stall", "5ms/s"], ["heat", "a", "--buckets", "4097"], ["heat", "a", "--buckets", "0"], ["estimate"], ["run", "--vm", "a"],
         ])
     func usage(arguments: [String]) throws {
         let outcome = try memdevctl(arguments)
@@ -82,6 +83,42 @@ import Testing
         let (outcome, requests) = try memdevctl("budget", "web1", "25%", replies: ControlReply(ok: true, devices: [.example()]))
         #expect(outcome.output == "web1: budget 256 MiB, resident 512 MiB\n")
         #expect(requests == [ControlRequest(.stat, vm: "web1"), ControlRequest(.budget, vm: "web1", bytes: 256 << 20)])
+    }
+
+    @Test("An automatic budget sends its stall time, 5 ms/s if none is given") func automaticBudget() throws {
+        var wanted = ControlRequest(.budget, vm: "web1")
+        wanted.stallMicroseconds = 5000
+        let reply = ControlReply(ok: true, devices: [.example()])
+        let (outcome, requests) = try memdevctl("budget", "web1", "auto", replies: reply)
+        #expect(outcome.output == "web1: budget set automatically for a stall of 5ms/s, now 512 MiB\n" && requests == [wanted])
+        wanted.stallMicroseconds = 500
+        #expect(try memdevctl("budget", "web1", "auto", "--stall", "500us/s", replies: reply).1 == [wanted])
+    }
+
+    @Test("heat prints plain characters, JSON, or a drawing") func heat() throws {
+        let reply = ControlReply(ok: true, heat: HeatPictureTests.example)
+        let (outcome, requests) = try memdevctl("heat", "web1", replies: reply)
+        #expect(outcome.output.hasPrefix("0x000000000000  09--.50!79\n") && !outcome.output.contains("\u{1B}"))
+        #expect(requests.map(\.command) == [.heat] && requests[0].buckets == 1024)
+        let json = try memdevctl("heat", "web1", "--json", "--buckets", "10", replies: reply)
+        #expect(try JSONLine.decode(HeatStatus.self, from: Array(json.0.output.utf8)) == HeatPictureTests.example && json.1[0].buckets == 10)
+        #expect(try memdevctl("heat", "web1", "--json", "--svg", "/nonexistent/map.svg", replies: reply).0.status == 1)
+    }
+
+    @Test("estimate says what is needed, and what is not known") func estimate() throws {
+        var estimate = EstimateStatus(vm: "web1", size: 1 << 30, budget: 1 << 29, stallMicroseconds: 5000)
+        for step in 0...32 {
+            let faults = Double(32 - step)
+            estimate.curve.append(EstimateStatus.Point(bytes: UInt64(step) << 25, faultsPerSecond: faults, stall: faults * 100))
+        }
+        let unknown = try memdevctl("estimate", "web1", replies: ControlReply(ok: true, estimate: estimate)).0.output
+        #expect(unknown.contains("not known yet") && unknown.contains("reads of resident pages are not seen"))
+        estimate.needed = 768 << 20
+        estimate.error = 16 << 20
+        estimate.readsSeen = true
+        let known = try memdevctl("estimate", "web1", "--stall", "5ms/s", replies: ControlReply(ok: true, estimate: estimate)).0.output
+        #expect(known.hasPrefix("web1: needs about 768 MiB (± 16.0 MiB) of DRAM to stay under 5ms/s; its budget is 512 MiB\n"), "\(known)")
+        #expect(known.split(separator: "\n").count == 11 && !known.contains("not seen"), "\(known)")
     }
 
     @Test("evict sends the amount, load and release the VM") func pagingRequests() throws {

@@ -28,7 +28,7 @@ import Testing
 
     @Test("An observer may look and nothing else, a stranger nothing; both are told what is missing", arguments: ControlRequest.Command.allCases)
     func commands(_ command: ControlRequest.Command) {
-        let looks = [.version, .list, .stat, .metrics].contains(command)
+        let looks = [.version, .list, .stat, .heat, .estimate, .metrics].contains(command)
         let observer = Self.both.refusal(of: command, to: Self.peer(7, 20))
         #expect((observer == nil) == looks)
         if let observer { #expect(observer.contains("'\(command.rawValue)'") && observer.contains("join group ops (control-operators)")) }

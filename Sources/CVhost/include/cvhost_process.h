@@ -41,6 +41,9 @@ int cvhost_nice_thread(int nice);
 
 int64_t cvhost_monotonic_nanoseconds(void);
 
+// Processor time of the calling thread.
+int64_t cvhost_thread_nanoseconds(void);
+
 // A hint to the CPU inside a spin loop.
 void cvhost_relax(void);
 

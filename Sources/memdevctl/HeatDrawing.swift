@@ -1,0 +1,60 @@
+import ControlAPI
+
+/// A heat map as an SVG file: a rectangle for each run of like buckets, addresses at the left, what it is when pointed at.
+struct HeatDrawing {
+    private let status: HeatStatus
+    private static let columns = 64
+    private static let cell = 12
+    private static let left = 130
+    private static let top = 46
+
+    init(_ status: HeatStatus) { self.status = status }
+
+    var text: String {
+        let rows = (status.heat.count + Self.columns - 1) / Self.columns
+        let width = Self.left + Self.columns * Self.cell + 10
+        let height = Self.top + rows * Self.cell + 30
+        var lines = [
+            "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"\(width)\" height=\"\(height)\" font-family=\"monospace\" font-size=\"10\">",
+            "<rect width=\"100%\" height=\"100%\" fill=\"white\"/>",
+            // A vm-id has no character that XML minds.
+            "<text x=\"10\" y=\"18\" font-size=\"14\">\(status.vm): heat of guest-physical memory, \(Figure.size(status.bucketBytes)) a cell</text>",
+            "<text x=\"10\" y=\"34\">\(workingSets)</text>",
+        ]
+        for row in 0..<rows {
+            let y = Self.top + row * Self.cell
+            lines.append(
+                "<text x=\"10\" y=\"\(y + Self.cell - 2)\">0x\(String(status.address(ofBucket: row * Self.columns), radix: 16))</text>")
+            for column in 0..<min(Self.columns, status.heat.count - row * Self.columns) { lines.append(rectangle(row * Self.columns + column, column, y)) }
+        }
+        lines.append(
+            "<text x=\"10\" y=\"\(height - 10)\">white to red: resident, cold to hot; blue: on the SSD; grey: zero; black: lost\(status.readsSeen ? "" : "; reads not seen")</text>"
+        )
+        lines.append("</svg>")
+        return lines.joined(separator: "\n") + "\n"
+    }
+
+    private var workingSets: String {
+        "working set: " + status.workingSet.map { "\(Int($0.seconds)) s \(Figure.size($0.bytes))" }.joined(separator: ", ")
+    }
+
+    private func rectangle(_ index: Int, _ column: Int, _ y: Int) -> String {
+        let x = Self.left + column * Self.cell
+        let title =
+            "0x\(String(status.address(ofBucket: index), radix: 16)): heat \(status.heat[index]), resident \(Int(status.resident[index]) * 100 / 255) %, SSD \(Int(status.ssd[index]) * 100 / 255) %"
+        return
+            "<rect x=\"\(x)\" y=\"\(y)\" width=\"\(Self.cell - 1)\" height=\"\(Self.cell - 1)\" fill=\"\(Self.fill(HeatPicture.cell(status, index)))\"><title>\(title)</title></rect>"
+    }
+
+    static func fill(_ cell: HeatPicture.Cell) -> String {
+        switch cell {
+        case .zero: "#dddddd"
+        case .ssd: "#6688cc"
+        case .poisoned: "#000000"
+        case .resident(let heat): "#" + ramp[heat]
+        }
+    }
+
+    /// Light to red, readable without telling red from green.
+    private static let ramp = ["fff5eb", "fee8d3", "fdd8b3", "fdc28c", "fda762", "fb8d3d", "f2701d", "e25609", "c44103", "8f2d04"]
+}
