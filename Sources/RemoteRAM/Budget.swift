@@ -20,12 +20,12 @@ package struct Budget: Equatable, Sendable {
 
     /// `pages` is raised to `pagesMin` and cut to the device's size by the caller; a device that fits into its budget (of `devicePages`) never
     /// gives up any. The distance between the marks is 1/64 of the budget, between
-    /// 128 pages and 4096 (16 MiB): enough for a few batches, little enough not to waste DRAM. `withDMA`: faults may not wait for long, so 1/32, at most 64 MiB, is
-    /// kept for them.
+    /// 128 pages and 4096 (16 MiB): enough for a few batches, little enough not to waste DRAM. `withDMA`: faults may not wait for long, so a part is kept for them:
+    /// 1/32, at most 64 MiB; of budgets under 512 MiB 1/16, at most 16 MiB, for the threads of a small VM write as fast.
     package init(pages: UInt64, of devicePages: UInt64 = .max, withDMA: Bool = false) {
         limit = Int64(clamping: pages)
         let step = pages >= devicePages ? 0 : min(4096, max(Self.stepMin, limit / 64))
-        let reserve = withDMA && step > 0 ? max(step / 2, min(16384, limit / 32)) : min(256, step / 2)
+        let reserve = withDMA && step > 0 ? max(step / 2, min(16384, max(limit / 32, min(4096, limit / 16)))) : min(256, step / 2)
         room = max(0, limit - reserve)
         high = max(0, withDMA ? room - step : limit - step)
         low = max(0, high - step)
