@@ -42,6 +42,10 @@ final class Detacher {
         var isWhole = false
         /// When nobody waited for one of them, at last.
         var unawaitedUntil: Int64
+        /// So many are out of the pipe: it goes on with the next.
+        var taken = 0
+        /// The last of those is in the journal's buffer, and there was no memory for it.
+        var isBuffered = false
     }
 
     /// Pages of one batch: short, because a fault on one of them waits for all, and a page written within the time that the batch takes must be put back.
@@ -113,16 +117,19 @@ final class Detacher {
         while true {
             core.tick()
             noteAwaited()
-            for index in pending.indices where core.quiet.times.awake >= pending[index].awaitedDue && isAwaited(pending[index]) { putBackAwaited(index) }
-            noteAwaited()
-            while let index = pending.firstIndex(where: { core.quiet.times.quiet >= $0.due || core.isDrained.load(ordering: .sequentiallyConsistent) }) {
-                let next = pending.remove(at: index)
-                putBack(next.pages, next.written, next.box)
+            for index in pending.indices where pending[index].taken == 0 && core.quiet.times.awake >= pending[index].awaitedDue && isAwaited(pending[index]) {
+                putBackAwaited(index)
             }
+            noteAwaited()
+            var left: [PutBack] = []
+            for var back in pending where !isDue(back) || !putBack(&back) { left.append(back) }
+            pending = left
             if !all || pending.isEmpty { return }
             Clock.sleep(milliseconds: 1)
         }
     }
+
+    private func isDue(_ back: PutBack) -> Bool { core.quiet.times.quiet >= back.due || core.isDrained.load(ordering: .sequentiallyConsistent) }
 
     /// Stops the quiet clock while a fault waits for a page that is to be put back.
     private func noteAwaited() {
@@ -139,7 +146,7 @@ final class Detacher {
         if let since { core.quiet.stand(since: since) } else { core.quiet.run() }
     }
 
-    private func isAwaited(_ back: PutBack) -> Bool { !back.isWhole && back.pages.indices.contains { isAwaited(back, $0) } }
+    private func isAwaited(_ back: PutBack) -> Bool { (!back.isWhole || back.taken > 0) && back.pages.indices.contains { isAwaited(back, $0) } }
 
     private func isAwaited(_ back: PutBack, _ index: Int) -> Bool {
         guard back.written[index] else { return false }
@@ -162,7 +169,8 @@ final class Detacher {
                     pending[at].isWhole = true
                     return
                 }
-                install(page, from: unsafe self.page)
+                // The pipe has it still: it is tried again.
+                guard install(page, from: unsafe self.page) else { return }
                 // As in `putBack`.
                 core.waitForDiscards()
                 resume(page, written: true)
@@ -231,13 +239,18 @@ final class Detacher {
             journal.noteJudged(box, written)
         }
         var back = [Bool](repeating: false, count: pages.count)
+        var isBuffered = false
         for (index, page) in pages.enumerated() where isOut[index] {
             if !written[index] || core.table.isDiscarded(page) {
                 release(page)
             } else if index >= left.taken {
                 back[index] = true
             } else if index == left.taken - 1 {
-                install(page, from: unsafe journal.buffer(box))
+                guard install(page, from: unsafe journal.buffer(box)) else {
+                    back[index] = true
+                    isBuffered = true
+                    continue
+                }
                 // As in `putBack`.
                 core.waitForDiscards()
                 resume(page, written: true)
@@ -248,7 +261,8 @@ final class Detacher {
             }
         }
         let now = Clock.nanoseconds()
-        let rest = left.taken..<pages.count
+        let taken = isBuffered ? 1 : 0
+        let rest = left.taken - taken..<pages.count
         if back.contains(true) {
             for index in pages.indices where !back[index] { journal.crossOut(box, index) }
             // The time does not begin anew, or servers that die early would never put anything back; and a fault that waits stops the quiet clock, so its own time must go on
@@ -259,8 +273,8 @@ final class Detacher {
             journal.noteDue(box, due, awaited: awaitedDue)
             pending.append(
                 PutBack(
-                    box: box, pages: Array(pages[rest]), written: Array(back[rest]), offset: left.taken, due: due, awaitedDue: awaitedDue,
-                    unawaitedUntil: now))
+                    box: box, pages: Array(pages[rest]), written: Array(back[rest]), offset: rest.lowerBound, due: due, awaitedDue: awaitedDue,
+                    unawaitedUntil: now, taken: taken, isBuffered: isBuffered))
         } else {
             discardPipe(box, pages: rest.count)
         }
@@ -333,12 +347,15 @@ final class Detacher {
         core.counters.pagesOut.add(UInt64(left))
         if left == pages.count {
             discardPipe(box, pages: pages.count)
-        } else if core.graceMilliseconds == 0 {
-            putBack(pages, back, box)
         } else {
             // They may come back and go out again while the others wait here.
             for index in pages.indices where !back[index] { journal.crossOut(box, index) }
             let now = Clock.nanoseconds()
+            if core.graceMilliseconds == 0 {
+                var all = PutBack(box: box, pages: pages, written: back, due: 0, awaitedDue: 0, unawaitedUntil: now)
+                if !putBack(&all) { pending.append(all) }
+                return left
+            }
             let delay = core.quietMillisecondsMax * 1_000_000
             // By what the clocks say now, not at the last look: the punch was after that.
             core.tick()
@@ -361,65 +378,96 @@ final class Detacher {
         }
     }
 
-    private func putBack(_ pages: [PageIndex], _ written: [Bool], _ box: PipeBox) {
+    /// Puts back what is due. False: there is no memory for it now; it goes on from there, and what leaves DRAM meanwhile may make room.
+    private func putBack(_ back: inout PutBack) -> Bool {
+        let box = back.box
         var skipped = 0
-        var installed: [PageIndex] = []
-        for (index, page) in pages.enumerated() {
+        var installed: [Int] = []
+        var isShort = false
+        while back.isBuffered || back.taken < back.pages.count {
+            let index = back.isBuffered ? back.taken - 1 : back.taken
+            let page = back.pages[index]
             // What the VMM has given up meanwhile is not wanted back: the next touch is a zero page's.
-            if written[index], core.table.isDiscarded(page) { release(page) }
-            guard written[index], core.table[page].phase == .detaching else {
-                skipped += 1
-                continue
+            if back.written[index], core.table.isDiscarded(page) { release(page) }
+            let isWanted = back.written[index] && core.table[page].phase == .detaching
+            if !back.isBuffered {
+                back.taken += 1
+                if !isWanted {
+                    skipped += 1
+                    continue
+                }
+                do throws(Errno) {
+                    if skipped > 0 { try box.pipe.drop(UInt64(skipped * pageBytes), into: sink) }
+                    skipped = 0
+                    try unsafe box.pipe.read(into: UnsafeMutableRawBufferPointer(start: journal.buffer(box), count: pageBytes))
+                } catch {
+                    // Cannot happen with a pipe that only this thread reads. If it does, what comes next in the pipe is unknown: no page may come back with another's content.
+                    core.report(.kernelRefused("reading page \(page) back from its pipe", error))
+                    break
+                }
             }
-            do throws(Errno) {
-                if skipped > 0 { try box.pipe.drop(UInt64(skipped * pageBytes), into: sink) }
-                skipped = 0
-                try unsafe box.pipe.read(into: UnsafeMutableRawBufferPointer(start: journal.buffer(box), count: pageBytes))
-            } catch {
-                // Cannot happen with a pipe that only this thread reads. If it does, what comes next in the pipe is unknown: no page may come back with another's content.
-                core.report(.kernelRefused("reading page \(page) back from its pipe", error))
+            back.isBuffered = false
+            guard isWanted else { continue }
+            guard install(page, from: unsafe journal.buffer(box)) else {
+                back.isBuffered = true
+                isShort = true
                 break
             }
-            install(page, from: unsafe journal.buffer(box))
-            installed.append(page)
+            installed.append(index)
         }
         // The VMM uses an installed page without a fault: an entry that gave it up before must be read while it still counts as in flight.
         core.waitForDiscards()
-        for page in installed { resume(page, written: true) }
-        discardPipe(box, pages: skipped)
+        for index in installed { resume(back.pages[index], written: true) }
         core.counters.pagesPutBack.add(UInt64(installed.count))
+        if !isShort {
+            discardPipe(box, pages: skipped)
+            return true
+        }
+        // They may go out again while the others wait here.
+        for index in 0..<back.taken - 1 where back.written[index] {
+            journal.crossOut(box, back.offset + index)
+            back.written[index] = false
+        }
+        return false
     }
 
-    /// Installs a page; does not return before it is in, or the VMM is gone: this is the only copy.
-    private func install(_ page: PageIndex, from buffer: UnsafeMutableRawPointer) {
+    /// Installs a page, or finds that it is not needed or that the VMM is gone. False: there is no memory for it; `buffer` is still the only copy.
+    private func install(_ page: PageIndex, from buffer: UnsafeMutableRawPointer) -> Bool {
         guard let address = core.mapper.address(of: page) else { return writeBehind(page, from: buffer) }
         while true {
             do throws(Errno) {
                 _ = try unsafe core.mapper.userfault.copy(to: address, from: buffer, length: UInt64(pageBytes), mode: .dirty)
-                return
+                return true
             } catch {
-                if error == .noProcess {
+                switch error {
+                case .again: continue
+                // Newer content than ours: written to the memfd without a fault.
+                case .exists: return true
+                case .noMemory:
+                    core.noteNoMemory()
+                    return false
+                case .noProcess:
                     // The process is gone, the device may be kept: the content belongs to it.
                     core.noteMapperGone()
                     return writeBehind(page, from: buffer)
-                }
                 // The VMM has unmapped it, or mapped something else there.
-                if error != .again, error != .noMemory, error != .exists { return writeBehind(page, from: buffer) }
-                // Newer content than ours: written to the memfd without a fault.
-                if error == .exists { return }
-                if error == .again { continue }
-                core.noteNoMemory()
-                usleep(1000)
+                default: return writeBehind(page, from: buffer)
+                }
             }
         }
     }
 
     /// A page that no mapping shows goes back through the memfd: nobody can see it half-written.
-    private func writeBehind(_ page: PageIndex, from buffer: UnsafeMutableRawPointer) {
+    private func writeBehind(_ page: PageIndex, from buffer: UnsafeMutableRawPointer) -> Bool {
         do throws(Errno) {
             try unsafe core.memfd.write(UnsafeRawBufferPointer(start: buffer, count: pageBytes), at: page << pageShift)
         } catch {
+            if error == .noMemory {
+                core.noteNoMemory()
+                return false
+            }
             core.report(.kernelRefused("putting page \(page) back", error))
         }
+        return true
     }
 }

@@ -205,7 +205,8 @@ final class GuestMemory {
                 result = -EAGAIN
                 break
             }
-            if world.one(in: world.plan.noMemoryOneIn) {
+            let spell = world.plan.noMemorySpellNanoseconds
+            if world.one(in: world.plan.noMemoryOneIn) || (spell > 0 && world.now / spell % 3 == 0) {
                 result = -ENOMEM
                 break
             }

@@ -55,6 +55,8 @@ struct Plan {
     // The kernel and the disk
     let againOneIn: Int
     let noMemoryOneIn: Int
+    /// The host has no memory for so long, then has some for twice that; 0: it always has.
+    let noMemorySpellNanoseconds: Int64
     let diskNanosecondsMax: Int64
     let diskErrorOneIn: Int
     let diskBadOneIn: Int
@@ -129,6 +131,7 @@ struct Plan {
         diskBadOneIn = maybe(10) ? 40 : 0
         diskFull = maybe(8)
         rotOneIn = maybe(12) ? 30 : 0
+        noMemorySpellNanoseconds = !isLong && maybe(6) ? [1_000_000, 20_000_000, 100_000_000][below(3)] : 0
     }
 
     var description: String {
