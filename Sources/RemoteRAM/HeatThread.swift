@@ -215,6 +215,8 @@ final class HeatThread {
     private func zap(_ ranges: [PageRange], by zapper: any PageZapper) -> Bool {
         var start = 0
         while start < ranges.count {
+            // Who stops the device waits for this thread: for one answer, never for all.
+            if core.stopping.load(ordering: .acquiring) { return false }
             let piece = Array(ranges[start..<min(ranges.count, start + zapRangesMax)])
             let began = Clock.nanoseconds()
             let answer = zapper.zap(piece, milliseconds: Self.answerMilliseconds)

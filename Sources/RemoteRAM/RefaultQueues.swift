@@ -155,6 +155,8 @@ package struct RefaultQueues: EvictionPolicy {
     private mutating func take(
         _ page: PageIndex, _ pages: some PageStates, force: Bool, eligible: (PageEntry) -> Bool, into picked: inout [PageIndex]
     ) {
+        // Left behind: the search of the table met the page while it was picked, and it was picked or evicted since.
+        guard state(page).isQueued else { return }
         let entry = pages[page]
         let isLeased = state(page).isLeased
         if !entry.isResident {

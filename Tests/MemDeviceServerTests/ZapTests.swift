@@ -1,11 +1,14 @@
 import Kernel
 import MemDeviceServer
 import RemoteRAM
+import Synchronization
 import TestSupport
 import Testing
 
 /// ZAP and its answers on the backend channel. The other end is the test.
 @Suite struct ZapTests {
+    private final class Flag: Sendable { let value = Atomic<Bool>(false) }
+
     private static let ranges = [PageRange(3, 5), PageRange(64, 128)]
     private static let done = Wire.header(2, flags: 1 | 4, size: 8) + Wire.u64(0)
 
@@ -85,6 +88,22 @@ import Testing
         #expect(channel.zap(Self.ranges, milliseconds: 10) == .closed)
         channel.sendDetachRequested()
         #expect(vmm.receive()?.header.request == 3)
+    }
+
+    @Test("A VMM that answers all the time without being asked does not keep the thread") func flood() throws {
+        let (channel, vmm) = try Self.pair()
+        let (stop, ended) = (Flag(), Flag())
+        let many = [[UInt8]](repeating: Self.done, count: 512).flatMap { $0 }
+        let thread = try Thread(name: "vmm") {
+            while !stop.value.load(ordering: .relaxed), (try? vmm.sendRaw(many)) != nil {}
+            ended.value.store(true, ordering: .relaxed)
+        }
+        // Whatever it is told: it returns.
+        for _ in 0..<5 { _ = channel.zap(Self.ranges, milliseconds: 20) }
+        stop.value.store(true, ordering: .relaxed)
+        // Its last message may not be through yet.
+        while !ended.value.load(ordering: .relaxed) { _ = channel.zap(Self.ranges, milliseconds: 20) }
+        thread.join()
     }
 
     @Test("A channel that the VMM has closed is closed") func closed() throws {

@@ -162,6 +162,22 @@ import Testing
         #expect(guest.evict(100, force: true) == Array(stride(from: UInt64(0), to: 20, by: 2)))
     }
 
+    @Test("A page that the search met while it was picked is not picked twice after it has been away") func searchedWhilePicked() throws {
+        let guest = try Guest(pageCount: 64, budget: 1000)
+        for page in 0..<UInt64(64) { guest.touch(page) }
+        let first = guest.policy.pick(16, from: guest.table, force: true) { _ in true }
+        #expect(first.count == 16)
+        guest.policy.noteUntold()
+        _ = guest.policy.pick(0, from: guest.table, force: true) { _ in true }
+        for page in first {
+            guest.leave(page)
+            guest.policy.noteEvicted(page)
+        }
+        for page in first { guest.touch(page) }
+        let all = guest.policy.pick(200, from: guest.table, force: true) { _ in true }
+        #expect(Set(all) == Set(0..<64) && all.count == 64, "\(all.count)")
+    }
+
     @Test("A new process starts with the table alone: it finds every resident page, and leased ones stay longer") func adoption() throws {
         let guest = try Guest(pageCount: 100_000, budget: 100_000)
         for page in UInt64(0)..<60_000 {
