@@ -23,9 +23,15 @@ final class HeatThread {
 
     /// A probe that was taken out of the page table and not seen there since; with the page's stamp of then.
     private var probesOut: [Stamp?]
-    /// Blocks that were taken out in the last turn, and which of their pages were resident.
-    private var blocksOut: [(block: UInt64, resident: UInt64)] = []
+    private var blocksOut: [Block] = []
     private var nextBlock: UInt64 = 0
+
+    /// One that was taken out in the last turn: the resident pages, and the stamps of all.
+    private struct Block {
+        var block: UInt64
+        var resident: UInt64 = 0
+        var stamps: [Stamp] = []
+    }
     private var lastAging = Clock.nanoseconds()
     /// What a range costs, measured; a block counts as four.
     private var unitCost = 5_000.0
@@ -97,11 +103,14 @@ final class HeatThread {
     private func lookAtBlocks() -> Double {
         let looked = blocksOut
         blocksOut.removeAll(keepingCapacity: true)
-        for (block, resident) in looked {
+        for out in looked {
+            let block = out.block
             var seen: UInt64 = 0
-            for (page, isPresent) in zip(0..<HeatMap.blockPages, present(block)) where isPresent && resident >> page & 1 != 0 {
-                let page = block * HeatMap.blockPages + page
-                guard table[page].phase == .dram else { continue }
+            for (index, isPresent) in zip(0..<HeatMap.blockPages, present(block)) where isPresent && out.resident >> index & 1 != 0 {
+                let page = block * HeatMap.blockPages + index
+                // One with another stamp was brought in anew, perhaps ahead of its use, and if it was written that was marked.
+                let entry = table[page]
+                guard entry.phase == .dram, entry.stamp == out.stamps[Int(index)] else { continue }
                 seen |= 1 << (page & (HeatMap.blockPages - 1))
                 noteRead(page)
             }
@@ -205,7 +214,7 @@ final class HeatThread {
         let units = Double(ranges.count)
         let blocks = pickBlocks(max: Int((left - units) / Self.blockUnits))
         for probe in probes { probesOut[probe] = table[map.probes.page(probe)].stamp }
-        for (block, _) in blocks { core.mapper.forEachPiece(of: pages(of: block)) { ranges.append($1) } }
+        for block in blocks.lazy.map(\.block) { core.mapper.forEachPiece(of: pages(of: block)) { ranges.append($1) } }
         let answered = zap(ranges, by: zapper)
         isTold = isTold || answered
         if answered { blocksOut = blocks } else { for probe in probes { probesOut[probe] = nil } }
@@ -239,15 +248,15 @@ final class HeatThread {
     }
 
     /// The next blocks in turn that have resident pages, with these. Blocks without any end their period on the way: nobody used them, or a fault marked it.
-    private func pickBlocks(max count: Int) -> [(block: UInt64, resident: UInt64)] {
-        var picked: [(block: UInt64, resident: UInt64)] = []
+    private func pickBlocks(max count: Int) -> [Block] {
+        var picked: [Block] = []
         let blockCount = (table.pageCount + HeatMap.blockPages - 1) / HeatMap.blockPages
         var left = min(blockCount, Self.blocksWalkedMax)
         while left > 0, picked.count < count {
             let chunk = nextBlock * HeatMap.blockPages >> chunkShift
             if table.wasTouched(chunk: chunk) {
-                let resident = residentPages(of: nextBlock)
-                if let resident, resident != 0 { picked.append((nextBlock, resident)) } else { map.endPeriod(block: nextBlock, seen: 0) }
+                let block = look(at: nextBlock)
+                if let block, block.resident != 0 { picked.append(block) } else { map.endPeriod(block: nextBlock, seen: 0) }
             }
             nextBlock = (nextBlock + 1) % blockCount
             left -= 1
@@ -256,16 +265,19 @@ final class HeatThread {
     }
 
     /// nil: the block is left alone, for a page of it is poisoned, and taking that out of the page table would only make a fault.
-    private func residentPages(of block: UInt64) -> UInt64? {
-        var resident: UInt64 = 0
+    private func look(at block: UInt64) -> Block? {
+        var result = Block(block: block)
+        result.stamps.reserveCapacity(Int(HeatMap.blockPages))
         for page in pages(of: block).start..<pages(of: block).end {
-            switch table[page].phase {
-            case .dram: resident |= 1 << (page & (HeatMap.blockPages - 1))
+            let entry = table[page]
+            result.stamps.append(entry.stamp)
+            switch entry.phase {
+            case .dram: result.resident |= 1 << (page & (HeatMap.blockPages - 1))
             case .poisoned: return nil
             case .zero, .ssd, .peer, .filling, .detaching: break
             }
         }
-        return resident
+        return result
     }
 
     // MARK: Without sampling

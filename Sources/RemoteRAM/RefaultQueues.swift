@@ -47,6 +47,8 @@ package struct RefaultQueues: EvictionPolicy {
     private static let visitsMax = 65536
     /// Chunks with resident pages looked at in one call, while the table is searched.
     private static let sweepChunksMax = 128
+    /// …and chunks walked over: 2 TiB.
+    private static let sweepWalkMax: UInt64 = 1 << 20
     /// Pages tried again in one call although they could not be taken when they were looked at last.
     private static let retriesMax = 64
 
@@ -265,7 +267,8 @@ package struct RefaultQueues: EvictionPolicy {
     private mutating func continueSweep(_ pages: some PageStates) {
         guard var chunk = sweep else { return }
         var left = Self.sweepChunksMax
-        while chunk < chunkCount, left > 0 {
+        let end = min(chunkCount, chunk + Self.sweepWalkMax)
+        while chunk < end, left > 0 {
             if pages.residentPages(inChunk: chunk) > 0 {
                 left -= 1
                 for page in (chunk << chunkShift)..<min(pages.pageCount, (chunk + 1) << chunkShift) where pages[page].isResident {
