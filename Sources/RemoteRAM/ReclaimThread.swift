@@ -16,6 +16,7 @@ final class ReclaimThread {
     private var lastScan: Int64 = 0
     private var residentAtScan: Int64 = 0
     private var lastStall: Int64 = 0
+    private var fruitless = 0
     private var lastFree: Int64 = 0
     private var diskFullSince: Int64?
     /// Batches since the last one that did not meet a full disk.
@@ -26,6 +27,8 @@ final class ReclaimThread {
     private static let batchPages = WriteBack.pagesMax
     /// Pause when nothing can be taken now (grace time, everything pinned).
     private static let stallMilliseconds: Int64 = 20
+    /// An order to evict ends after so many batches in a row that freed nothing, at least.
+    private static let fruitlessMax = 20
     /// A device that grows is scanned so many times on its way to its budget, but not more often than this.
     private static let growthScansPerBudget: Int64 = 16
     private static let growthScanNanoseconds: Int64 = 100_000_000
@@ -324,15 +327,23 @@ final class ReclaimThread {
     private func takeEvictions() {
         guard eviction == nil else { return }
         eviction = evictions.take(residentPages: table.residentPages)
-        if eviction != nil { lastStall = Clock.nanoseconds() }
+        if eviction != nil {
+            lastStall = Clock.nanoseconds()
+            fruitless = 0
+        }
     }
 
     private func noteProgress(_ freed: Int) {
         guard let eviction else { return }
         if freed > 0 {
             lastStall = Clock.nanoseconds()
+            fruitless = 0
             eviction.freed.wrappingAdd(UInt64(freed), ordering: .relaxed)
-        } else if Clock.nanoseconds() - lastStall > (core.quietMillisecondsMax * 2 + 1000) * 1_000_000 {
+            return
+        }
+        fruitless += 1
+        // Time alone says nothing of a thread that had no processor.
+        if fruitless >= Self.fruitlessMax, Clock.nanoseconds() - lastStall > (core.quietMillisecondsMax * 2 + 1000) * 1_000_000 {
             // What is left is pinned, retired, or written all the time.
             finishEviction()
         }
