@@ -95,7 +95,8 @@ extension DeviceTests {
             print(
                 "  out \(counters.pagesOut.value) (clean \(counters.pagesOutClean.value)), in \(counters.pagesInDemand.value)+\(counters.pagesInAhead.value), put back \(counters.pagesPutBack.value)"
             )
-            #expect(counters.pagesOut.value > Self.pages)
+            // Something happened; under a sanitizer everything takes many times as long.
+            #expect(counters.pagesOut.value > (unsafe getenv("MEMDEVD_TEST_SANITIZER") == nil ? Self.pages : Self.pages / 64))
             #expect(counters.checksumErrors.value == 0 && counters.readErrors.value == 0)
             // Reclaim may still be on its way back into the budget.
             #expect(eventually { Census(of: guest.device.table).inFlight == 0 && Census(of: guest.device.table).agrees(with: guest.device.table) })
