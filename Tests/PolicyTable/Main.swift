@@ -1,6 +1,6 @@
 import Glibc
 
-/// Prints miss ratios of the eviction policy and of what it is compared with, for generated streams (docs/hotness.md).
+/// Prints miss ratios of the eviction policy and of what it is compared with, for generated streams (docs/eviction.md).
 @main enum Main {
     static func main() {
         var numbers: [String: Int] = ["--seed": 1, "--pages": 16384, "--accesses": 1_500_000]

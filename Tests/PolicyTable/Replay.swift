@@ -12,7 +12,6 @@ final class SimulatedPages: PageStates {
     subscript(page: PageIndex) -> PageEntry { entries[Int(page)] }
     func setHeat(_ page: PageIndex, _ heat: UInt8) { entries[Int(page)].heat = heat }
     func residentPages(inChunk chunk: UInt64) -> UInt32 { chunks[Int(chunk)] }
-    func wasTouched(chunk: UInt64) -> Bool { true }
 }
 
 /// Share of counted accesses that missed.
