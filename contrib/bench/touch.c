@@ -7,6 +7,7 @@
  *
  *     fill                                                       write every page once
  *     run pattern=P write=0|1 threads=1|2 warm=S touches=N seconds=S   a warm-up, then the measured phase
+ *         idle=P phase=N                                     P percent of the 64 KiB blocks are left alone, others in each phase
  *     sweep                                                      every page once in order, whole words only: bytes per second
  *     verify                                                     check every word of every page
  *     quit
@@ -45,6 +46,7 @@ struct run {
     uint64_t touches_max; /* of each thread, in the measured phase */
     uint64_t warm_touches; /* at least so many of all threads before it, within WARM_SECONDS_MAX */
     double warm_seconds, seconds;
+    unsigned idle_percent, phase;
     pthread_barrier_t start;
 };
 
@@ -83,6 +85,18 @@ static void usage_since(struct worker *worker, const struct rusage *before) {
                           (double)(now.ru_utime.tv_usec - before->ru_utime.tv_usec + now.ru_stime.tv_usec - before->ru_stime.tv_usec) / 1e6;
 }
 
+/** The order's next page that is not in an idle block. Blocks are idle by their place in a random order, which a phase moves by `idle_percent`. */
+static uint32_t next_page(struct order *order, const struct run *run) {
+    for (;;) {
+        uint32_t page = order_next(order);
+        if (run->idle_percent == 0)
+            return page;
+        uint64_t place = mix(seed ^ page / ORDER_BLOCK_PAGES ^ 0x1d1e) % 100;
+        if ((place + run->phase * run->idle_percent) % 100 >= run->idle_percent)
+            return page;
+    }
+}
+
 static void *work(void *argument) {
     struct worker *worker = argument;
     const struct run *run = worker->run;
@@ -93,7 +107,7 @@ static void *work(void *argument) {
     uint64_t deadline = end + (uint64_t)(run->warm_seconds * 1e9);
     uint64_t latest = end + WARM_SECONDS_MAX * 1000000000ull, least = run->warm_touches / run->threads;
     for (uint64_t i = 0; end < deadline || (i < least && end < latest); i++)
-        touch(order_next(&order), run->write, random_next(&salt), &end);
+        touch(next_page(&order, run), run->write, random_next(&salt), &end);
 
     pthread_barrier_wait(&worker->run->start); /* the driver has read its counters */
     pthread_barrier_wait(&worker->run->start);
@@ -102,7 +116,7 @@ static void *work(void *argument) {
     uint64_t begin = end = now_nanoseconds();
     deadline = begin + (uint64_t)(run->seconds * 1e9);
     for (uint64_t i = 0; i < run->touches_max && end < deadline; i++)
-        histogram_add(&worker->latency, touch(order_next(&order), run->write, random_next(&salt), &end));
+        histogram_add(&worker->latency, touch(next_page(&order, run), run->write, random_next(&salt), &end));
     worker->nanoseconds = end - begin;
     usage_since(worker, &before);
     return NULL;
@@ -217,11 +231,17 @@ static void parse_run(char *arguments, struct run *run) {
             run->warm_touches = strtoull(value, NULL, 10);
         else if (strcmp(word, "warm") == 0)
             run->warm_seconds = atof(value);
+        else if (strcmp(word, "idle") == 0)
+            run->idle_percent = (unsigned)atoi(value);
+        else if (strcmp(word, "phase") == 0)
+            run->phase = (unsigned)atoi(value);
         else if (strcmp(word, "seconds") == 0)
             run->seconds = atof(value);
         else
             errx(1, "run: no such word: %s", word);
     }
+    if (run->idle_percent > 90)
+        errx(1, "run: idle=%u; 0 to 90", run->idle_percent);
     if (run->threads < 1 || run->threads > ORDER_THREADS_MAX)
         errx(1, "run: %u threads; 1 or %d", run->threads, ORDER_THREADS_MAX);
 }
