@@ -10,15 +10,18 @@ RELEASE    := $(BUILD)/release
 LIBSOURCES := $(wildcard Sources/libmemdev/*.c)
 CFLAGS_LIB := -std=gnu11 -O2 -g -fPIC -Wall -Wextra -Werror -fvisibility=hidden
 
-.PHONY: all build demo demo-crash demo-migrate test check bench fuzz simulate policy-table install clean deps lint format help
+.PHONY: all build demo demo-crash demo-migrate test test-systemd check bench bench-programs bench-migrate fuzz simulate policy-table install clean deps lint format help
 
 help:
 	@echo 'make demo     boot a stock QEMU Linux guest whose RAM memdevd owns, with DRAM for half of it'
 	@echo 'make demo-crash  the same with the server killed every second'
 	@echo 'make demo-migrate  the guest moves to another memdevd with DRAM for half of it, and back (two network namespaces)'
 	@echo 'make test     unit tests, tests of libmemdev, fuzz corpora, QEMU end to end'
+	@echo 'make test-systemd  the service under a systemd that runs, in a container: restarts, kills, watchdog, sockets'
 	@echo 'make check    format lint, warnings as errors, unit tests under Address- and ThreadSanitizer'
 	@echo 'make bench    figures against kernel swap and a bare C fault handler: table, JSON, SVG in bench-out/'
+	@echo 'make bench-programs  a sort, Redis and a column scan on memdevd, kernel swap, zswap and enough DRAM; what sampling costs; idle memory'
+	@echo 'make bench-migrate  migration into a host with half of the DRAM: memdevd beside pre-copy under kernel swap and stock QEMU'
 	@echo 'make fuzz     the decoders under libFuzzer for a bounded time (SECONDS=60 each)'
 	@echo 'make simulate  the engine under a simulated kernel, disk and guest, one run for each seed (SEEDS=10000)'
 	@echo 'make policy-table  miss ratios of the eviction policy beside LRU, FIFO, random and the optimum'
@@ -53,6 +56,9 @@ test: build
 	@contrib/install-dependencies test
 	Tests/run
 
+test-systemd: build
+	MEMDEVD=$(RELEASE)/memdevd MEMDEVCTL=$(RELEASE)/memdevctl Tests/systemd/run
+
 check: deps lint
 	$(SWIFT) build --build-tests --scratch-path .build-check -Xswiftc -warnings-as-errors -Xcc -Werror -Xcc -Wall -Xcc -Wextra
 	$(SWIFT) test --scratch-path .build-check --skip-build
@@ -68,6 +74,14 @@ format:
 bench: build
 	@contrib/install-dependencies bench
 	MEMDEVD=$(RELEASE)/memdevd MEMDEVCTL=$(RELEASE)/memdevctl contrib/bench/bench $(BENCH)
+
+bench-programs: build
+	@contrib/install-dependencies bench-programs
+	MEMDEVD=$(RELEASE)/memdevd MEMDEVCTL=$(RELEASE)/memdevctl contrib/bench/programs $(BENCH)
+
+bench-migrate: build
+	@contrib/install-dependencies bench-migrate
+	MEMDEVD=$(RELEASE)/memdevd MEMDEVCTL=$(RELEASE)/memdevctl LIBMEMDEV=$(abspath $(RELEASE))/libmemdev.so contrib/bench/migrate $(BENCH)
 
 SECONDS ?= 60
 fuzz: deps
@@ -87,6 +101,7 @@ install: build
 	install -D -m 644 Sources/libmemdev/include/memdev.h $(DESTDIR)$(PREFIX)/include/memdev.h
 	install -D -m 644 contrib/systemd/memdevd.service $(DESTDIR)$(PREFIX)/lib/systemd/system/memdevd.service
 	install -D -m 644 contrib/systemd/memdevd.socket $(DESTDIR)$(PREFIX)/lib/systemd/system/memdevd.socket
+	install -D -m 755 contrib/systemd/stop-service $(DESTDIR)$(PREFIX)/lib/memdevd/stop-service
 	install -D -m 644 contrib/systemd/sysusers.conf $(DESTDIR)$(PREFIX)/lib/sysusers.d/memdevd.conf
 	install -D -m 644 contrib/systemd/tmpfiles.conf $(DESTDIR)$(PREFIX)/lib/tmpfiles.d/memdevd.conf
 	install -D -m 644 contrib/memdevd.yaml $(DESTDIR)/etc/memdevd/memdevd.yaml

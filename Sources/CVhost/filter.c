@@ -63,6 +63,8 @@ enum test {
 	HAS,
 	// It is this process.
 	IS_SELF,
+	// All 64 bits of it are zero.
+	IS_NULL,
 	// The call fails with error `value`.
 	FAILS,
 };
@@ -183,7 +185,7 @@ static const struct call calls[] = {
 	CALL(restart_syscall, "waiting that was interrupted (stopped and continued)"),
 	CALL(getrandom, "hash seeds"),
 	CALL(getrlimit, "size of stacks"),
-	CALL_IF(prlimit64, 2, EQUALS, 0, "size of stacks; no limit is changed"),
+	CALL_IF(prlimit64, 2, IS_NULL, 0, "size of stacks; no limit is changed"),
 	CALL(getuid, "the C library"),
 	CALL(geteuid, "the C library"),
 	CALL(getgid, "the C library"),
@@ -206,7 +208,7 @@ static const struct call calls[] = {
 
 #define CALL_COUNT (sizeof(calls) / sizeof(calls[0]))
 // Instructions of one entry at most, and those around them.
-#define CALL_INSTRUCTIONS 6
+#define CALL_INSTRUCTIONS 7
 #define FRAME_INSTRUCTIONS 8
 
 int cvhost_filter_entry(uint32_t index, int32_t *number, const char **reason)
@@ -221,6 +223,7 @@ int cvhost_filter_entry(uint32_t index, int32_t *number, const char **reason)
 #define LOAD(field) (struct sock_filter)BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, field))
 // Low half of an argument: what the kernel looks at in an int, and where all flags are.
 #define LOAD_ARGUMENT(n) (struct sock_filter)BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, args) + 8 * (n))
+#define LOAD_HIGH(n) (struct sock_filter)BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, args) + 8 * (n) + 4)
 #define JUMP(condition, value, yes, no) (struct sock_filter)BPF_JUMP(BPF_JMP | (condition) | BPF_K, value, yes, no)
 #define RETURN(what) (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, what)
 
@@ -233,11 +236,16 @@ static uint32_t append(struct sock_filter *out, const struct call *call)
 		out[n++] = RETURN(call->test == FAILS ? SECCOMP_RET_ERRNO | call->value : SECCOMP_RET_ALLOW);
 		return n;
 	}
-	uint32_t skip = call->test == HAS ? 5 : 4;
+	uint32_t skip = call->test == IS_NULL ? 6 : call->test == HAS ? 5 : 4;
 	out[n++] = JUMP(BPF_JEQ, (uint32_t)call->number, 0, (uint8_t)skip);
 	out[n++] = LOAD_ARGUMENT(call->argument);
 	if (call->test == HAS)
 		out[n++] = (struct sock_filter)BPF_STMT(BPF_ALU | BPF_AND | BPF_K, call->value);
+	if (call->test == IS_NULL) {
+		// A pointer whose low half is zero is one, too.
+		out[n++] = JUMP(BPF_JEQ, 0, 0, 3);
+		out[n++] = LOAD_HIGH(call->argument);
+	}
 	if (call->test == LACKS)
 		out[n++] = JUMP(BPF_JSET, call->value, 1, 0);
 	else

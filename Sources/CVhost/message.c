@@ -168,10 +168,14 @@ int64_t cvhost_receive(int fd, void *bytes, uint64_t length, int *fds, unsigned 
 		struct cmsghdr align;
 	} control;
 	struct iovec iov = { bytes, length };
-	struct msghdr message = { .msg_iov = &iov, .msg_iovlen = 1, .msg_control = control.bytes, .msg_controllen = sizeof(control.bytes) };
+	struct msghdr message = { .msg_iov = &iov, .msg_iovlen = 1 };
 	ssize_t n;
 	*fd_count = 0;
 	*truncated = 0;
+	if (fds) {
+		message.msg_control = control.bytes;
+		message.msg_controllen = sizeof(control.bytes);
+	}
 	do {
 		n = recvmsg(fd, &message, flags | MSG_CMSG_CLOEXEC);
 	} while (n < 0 && errno == EINTR);
@@ -188,6 +192,16 @@ int64_t cvhost_receive(int fd, void *bytes, uint64_t length, int *fds, unsigned 
 		*fd_count += count;
 	}
 	return n;
+}
+
+int cvhost_is_unix_stream(int fd)
+{
+	int domain = 0, type = 0;
+	socklen_t length = sizeof(int);
+	if (getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &length) != 0 || domain != AF_UNIX)
+		return 0;
+	length = sizeof(int);
+	return getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &length) == 0 && type == SOCK_STREAM;
 }
 
 const int cvhost_msg_dontwait = MSG_DONTWAIT;

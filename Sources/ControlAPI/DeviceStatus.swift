@@ -10,11 +10,13 @@ public struct DeviceStatus: Codable, Sendable, Equatable {
     /// The budget is set so that the VM loses about this to faults, in microseconds per second; nil: by the operator.
     public var stallMicroseconds: UInt64?
 
-    /// Where the pages are. `resident + ssd + zero + poisoned == size`; pages on their way count where they come from.
+    /// Where the pages are. `resident + ssd + zero + poisoned + peer == size`; pages on their way count where they come from.
     public var resident: UInt64
     public var ssd: UInt64
     public var zero: UInt64
     public var poisoned: UInt64
+    /// Still at the host that the VM has come from; nil from a memdevd that does not know such pages.
+    public var peer: UInt64?
     /// Resident pages whose SSD slot is not current.
     public var dirty: UInt64
     public var pinned: UInt64
@@ -43,6 +45,8 @@ public struct DeviceStatus: Codable, Sendable, Equatable {
         public var inFlight: UInt64
         /// Page was there already (stale event or a discard by the VMM).
         public var present: UInt64
+        /// Waited for another host.
+        public var peer: UInt64?
         /// Time from reading the event to the wake-up, over the last minute or so.
         public var p50: Double
         public var p99: Double
@@ -64,6 +68,12 @@ public struct DeviceStatus: Codable, Sendable, Equatable {
         /// Bytes read from the SSD because of a fault, and ahead of one.
         public var inDemand: UInt64
         public var inAhead: UInt64
+        /// Of what was read ahead, by the faults of the streams that it was read for: passed by them, left before them when they ended, and wanted before it had come.
+        public var aheadUsed: UInt64?
+        public var aheadWasted: UInt64?
+        public var aheadLate: UInt64?
+        /// Bytes that came from another host into DRAM while the VM ran here already.
+        public var inPeer: UInt64?
         /// Bytes taken out of DRAM, of which `outClean` needed no write.
         public var out: UInt64
         public var outClean: UInt64

@@ -45,6 +45,8 @@ public struct ControlRequest: Codable, Sendable, Equatable {
     public var address: String?
     public var downtimeMilliseconds: Int?
     public var stallMicroseconds: UInt64?
+    /// With `migrate`: atOnce, ifNeeded, or never (as without it).
+    public var postCopy: String?
     /// Parts of an answer.
     public var buckets: Int?
 

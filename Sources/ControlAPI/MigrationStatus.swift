@@ -6,7 +6,8 @@ public struct MigrationStatus: Codable, Sendable, Equatable {
     public var direction: Direction
     /// Name of the other host.
     public var peer: String
-    /// starting, copying, waiting (for the VMM to be paused), finishing, ready (for the VMM over there to take over), committing, done or failed.
+    /// starting, copying, waiting (for the VMM to be paused), finishing, ready (for the VMM over there to take over), committing, streaming
+    /// (post-copy: the VM is over there, its memory follows), done or failed.
     public var state: String
     public var epoch: UInt64
     public var round: UInt32
@@ -34,6 +35,10 @@ public struct MigrationStatus: Codable, Sendable, Equatable {
     /// The VMM over there: absent, attached, or listening at `listensAt`.
     public var vmm: String
     public var listensAt: String?
+    /// The VM goes on over there before all of its memory is there; nil from a memdevd that does not know it.
+    public var isPostCopy: Bool?
+    /// What somebody over there waited for.
+    public var fetched: UInt64?
     /// With `done`: the destination has said so.
     public var confirmed: Bool
     public var error: String?
@@ -42,7 +47,7 @@ public struct MigrationStatus: Codable, Sendable, Equatable {
         vm: String, direction: Direction, peer: String, state: String, epoch: UInt64 = 0, round: UInt32 = 0, done: UInt64 = 0, total: UInt64 = 0,
         toDRAM: UInt64 = 0, toSSD: UInt64 = 0, zero: UInt64 = 0, onWire: UInt64 = 0, bytesPerSecond: UInt64 = 0, left: UInt64 = 0,
         downtimeEstimate: Double = 0, isFlat: Bool = false, lastPass: Double = 0, lastPassBytes: UInt64 = 0, granted: UInt64 = 0, duration: Double = 0,
-        vmm: String = "absent", listensAt: String? = nil, confirmed: Bool = false, error: String? = nil
+        vmm: String = "absent", listensAt: String? = nil, isPostCopy: Bool? = nil, fetched: UInt64? = nil, confirmed: Bool = false, error: String? = nil
     ) {
         self.vm = vm
         self.direction = direction
@@ -66,6 +71,8 @@ public struct MigrationStatus: Codable, Sendable, Equatable {
         self.duration = duration
         self.vmm = vmm
         self.listensAt = listensAt
+        self.isPostCopy = isPostCopy
+        self.fetched = fetched
         self.confirmed = confirmed
         self.error = error
     }

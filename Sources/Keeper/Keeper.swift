@@ -103,7 +103,8 @@ package struct Keeper: ~Copyable {
 
     /// Goes on from what the service manager held for a keeper that has died: `name` is the store's. To be called in the order of their numbers.
     package mutating func restore(_ name: String, _ descriptor: consuming Descriptor) {
-        guard let (number, key) = ServiceStore.parts(of: name) else { return }
+        // Others may put something into the store, too.
+        guard let (number, key) = ServiceStore.parts(of: name), KeeperRecord.isKey(Array(key.utf8)) else { return }
         put(Array(key.utf8), descriptor)
         tellStore { store throws(Errno) in try store.know(name, number: number, key: Array(key.utf8)) }
     }

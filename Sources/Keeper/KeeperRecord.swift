@@ -2,7 +2,7 @@
 ///
 ///      u32 operation  i32 status (0 or an error number)  u32 length of the key  u32 value, 0 but in makePipe  112 bytes key, filled up with zeros
 ///
-/// A key means nothing to the keeper.
+/// A key means nothing to the keeper, but its characters do: it becomes part of a line that the service manager believes, because the keeper is root.
 package struct KeeperRecord: Equatable, Sendable {
     package enum Operation: UInt32, Sendable {
         /// Server: hold the descriptor that comes along. Answered.
@@ -48,12 +48,18 @@ package struct KeeperRecord: Equatable, Sendable {
         return bytes + key + [UInt8](repeating: 0, count: Self.keyBytesMax - key.count)
     }
 
+    /// Printable, no space, and no ':', which the service manager does not take in a name.
+    private static func isOfKey(_ byte: UInt8) -> Bool { (0x21...0x7E).contains(byte) && byte != 0x3A }
+
+    package static func isKey(_ key: [UInt8]) -> Bool { key.count <= keyBytesMax && key.allSatisfy(isOfKey) }
+
     /// nil: no record.
     package init?(decoding bytes: [UInt8]) {
         guard bytes.count == Self.bytes else { return nil }
         func word(_ index: Int) -> UInt32 { (0..<4).reduce(0) { $0 | UInt32(bytes[4 * index + $1]) << UInt32(8 * $1) } }
         guard let operation = Operation(rawValue: word(0)), word(2) <= UInt32(Self.keyBytesMax) else { return nil }
         guard word(3) == 0 || operation == .makePipe else { return nil }
+        guard bytes[16..<(16 + Int(word(2)))].allSatisfy(Self.isOfKey) else { return nil }
         self.operation = operation
         status = Int32(bitPattern: word(1))
         key = Array(bytes[16..<(16 + Int(word(2)))])

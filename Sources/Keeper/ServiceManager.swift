@@ -17,6 +17,12 @@ package enum ServiceManager {
         }
     }
 
+    /// It has passed something that a keeper of before had left with it, and it has not been taken yet.
+    package static var holdsVMs: Bool {
+        guard variable("LISTEN_PID") == "\(getpid())" else { return false }
+        return (variable("LISTEN_FDNAMES") ?? "").split(separator: ":").contains { ServiceStore.parts(of: String($0)) != nil }
+    }
+
     fileprivate static func variable(_ name: String) -> String? { unsafe getenv(name).map { unsafe String(cString: $0) } }
 }
 
@@ -30,7 +36,7 @@ package struct ServiceStore: ~Copyable {
     /// A manager that does not take a message for so long is taken for dead.
     private static let sendMilliseconds: Int32 = 2_000
 
-    /// nil: there is none. systemd 254 says whether there is.
+    /// nil: there is none. systemd 254 says whether there is; for an older one the unit does.
     package init?() {
         guard let room = ServiceManager.variable("FDSTORE").flatMap({ Int($0) }), room > 0 else { return nil }
         guard let path = ServiceManager.variable("NOTIFY_SOCKET"), path.hasPrefix("/") else { return nil }

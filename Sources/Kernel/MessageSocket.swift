@@ -68,6 +68,9 @@ package struct MessageSocket: ~Copyable, Sendable {
         package var second: Descriptor
     }
 
+    /// Whether a descriptor is a Unix stream socket. Wraps `getsockopt(SO_DOMAIN)`, `getsockopt(SO_TYPE)`.
+    package static func isUnixStream(_ descriptor: borrowing Descriptor) -> Bool { cvhost_is_unix_stream(descriptor.number) != 0 }
+
     /// Two connected ends. Wraps `socketpair(2)`.
     package static func pair() throws(Errno) -> Pair {
         var ends: [Int32] = [0, 0]
@@ -151,26 +154,34 @@ package struct MessageSocket: ~Copyable, Sendable {
     }
 
     /// The next bytes without taking them, up to `count`; waits for the first. Empty at the end of the stream. Copies of the descriptors that come with them are
-    /// added to `descriptors`, at most `descriptorsMax`. Wraps `recvmsg(MSG_PEEK)`.
-    package borrowing func peek(_ count: Int, descriptors: inout DescriptorList, patience: Patience? = nil) throws(Errno) -> [UInt8] {
+    /// added to `descriptors`, at most `descriptorsMax`, if `takesDescriptors`; otherwise it is only noted there that some come. Wraps `recvmsg(MSG_PEEK)`.
+    package borrowing func peek(
+        _ count: Int, descriptors: inout DescriptorList, patience: Patience? = nil, takesDescriptors: Bool = true
+    ) throws(Errno) -> [UInt8] {
         var bytes = [UInt8](repeating: 0, count: count)
         var numbers = [Int32](repeating: -1, count: Self.descriptorsMax)
         var received: UInt32 = 0
         var truncated: Int32 = 0
         let tooLate: Errno = if let patience { try limit(patience) } else { .again }
-        let n = unsafe bytes.withUnsafeMutableBytes {
-            unsafe cvhost_receive(descriptor.number, $0.baseAddress!, UInt64($0.count), &numbers, &received, &truncated, cvhost_msg_peek)
+        let n = unsafe bytes.withUnsafeMutableBytes { buffer in
+            unsafe numbers.withUnsafeMutableBufferPointer {
+                unsafe cvhost_receive(
+                    descriptor.number, buffer.baseAddress!, UInt64(buffer.count), takesDescriptors ? $0.baseAddress : nil, &received, &truncated,
+                    cvhost_msg_peek)
+            }
         }
         for number in numbers.prefix(Int(received)) { descriptors.append(Descriptor(owning: number)) }
+        if !takesDescriptors, truncated != 0 { descriptors.noteUntaken() }
         if n == -Int64(Errno.again.code) { throw tooLate }
         return Array(bytes.prefix(Int(try check(n))))
     }
 
     /// Receives exactly `count` bytes, adding the descriptors that came with them to `descriptors`. False at an end of stream before the first
     /// byte; `EPROTO` at an end in the middle, `ETOOMANYREFS` when more than `descriptorsMax` descriptors came; `EMFILE` when this process has no place for them;
-    /// `EAGAIN` when nothing came for too long, `ETIME` when it took too long altogether. Wraps `recvmsg(2)`.
+    /// `EAGAIN` when nothing came for too long, `ETIME` when it took too long altogether. Without `takesDescriptors` the kernel drops them, and that is noted in `descriptors`: closing one
+    /// that was taken may take for ever (a file of a FUSE server that does not answer). Wraps `recvmsg(2)`.
     package borrowing func receive(
-        _ count: Int, into bytes: inout [UInt8], descriptors: inout DescriptorList, patience: Patience? = nil
+        _ count: Int, into bytes: inout [UInt8], descriptors: inout DescriptorList, patience: Patience? = nil, takesDescriptors: Bool = true
     ) throws(Errno) -> Bool {
         bytes = [UInt8](repeating: 0, count: count)
         var done = 0
@@ -180,8 +191,14 @@ package struct MessageSocket: ~Copyable, Sendable {
             var received: UInt32 = 0
             var truncated: Int32 = 0
             let n = unsafe bytes.withUnsafeMutableBytes { buffer in
-                unsafe cvhost_receive(
-                    descriptor.number, buffer.baseAddress! + done, UInt64(count - done), &numbers, &received, &truncated, 0)
+                unsafe numbers.withUnsafeMutableBufferPointer {
+                    unsafe cvhost_receive(
+                        descriptor.number, buffer.baseAddress! + done, UInt64(count - done), takesDescriptors ? $0.baseAddress : nil, &received, &truncated, 0)
+                }
+            }
+            if !takesDescriptors, truncated != 0 {
+                descriptors.noteUntaken()
+                truncated = 0
             }
             for number in numbers.prefix(Int(received)) { descriptors.append(Descriptor(owning: number)) }
             if descriptors.count > Self.descriptorsMax || (truncated != 0 && received == UInt32(Self.descriptorsMax)) { throw .tooManyReferences }
@@ -216,8 +233,12 @@ package struct MessageSocket: ~Copyable, Sendable {
 /// The descriptors that came with a message; closed when dropped.
 package struct DescriptorList: ~Copyable {
     private var numbers: [Int32] = []
+    /// Some came, and the kernel has dropped them.
+    package private(set) var hasUntaken = false
 
     package init() {}
+
+    package mutating func noteUntaken() { hasUntaken = true }
 
     deinit { for number in numbers { _ = close(number) } }
 

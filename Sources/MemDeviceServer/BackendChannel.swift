@@ -62,7 +62,7 @@ package final class BackendChannel: Sendable {
         guard try peek(Header.bytes + header.size, by: deadline) != nil else { return nil }
         var bytes: [UInt8] = []
         var descriptors = DescriptorList()
-        guard try socket.receive(Header.bytes + header.size, into: &bytes, descriptors: &descriptors) else { throw .protocolError }
+        guard try socket.receive(Header.bytes + header.size, into: &bytes, descriptors: &descriptors, takesDescriptors: false) else { throw .protocolError }
         return header.isError ? .refused : .done
     }
 
@@ -72,7 +72,7 @@ package final class BackendChannel: Sendable {
             var descriptors = DescriptorList()
             let left = Int32(clamping: max(1, (deadline - Clock.nanoseconds()) / 1_000_000))
             do throws(Errno) {
-                let bytes = try socket.peek(count, descriptors: &descriptors, patience: .init(idleMilliseconds: left, deadline: .max))
+                let bytes = try socket.peek(count, descriptors: &descriptors, patience: .init(idleMilliseconds: left, deadline: .max), takesDescriptors: false)
                 if bytes.isEmpty || descriptors.count > 0 { throw .protocolError }
                 if bytes.count == count { return bytes }
             } catch {

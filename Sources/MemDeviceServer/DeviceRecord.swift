@@ -8,11 +8,12 @@ package import RemoteRAM
 ///      u32 placements  u32 regions  {u64 address, u64 first page, u64 pages} …  {u64 guest-physical address, u64 offset, u64 bytes} …
 ///      u32 adoptions  u32 flags: 1 = the swap file is encrypted, the vault holds `key` and `tags` (both since version 2), 2 = the VMM serves ZAP (since version 3)
 ///      u64 stall time in microseconds per second that sets the budget, 0 = the operator does (since version 3)
+///      {u32 state  u32 0  u64 epoch  u32 bytes  peer's name} of the VM's move to another host, the same of its move here; state 0 = none (since version 4)
 ///
-/// All little-endian. Version 3; older ones are read too, and what they lack has the default. A newer version is not guessed at: such a device stays in the vault, its
+/// All little-endian. Version 4; older ones are read too, and what they lack has the default. A newer version is not guessed at: such a device stays in the vault, its
 /// VMM waits for a server that knows it. A new field goes to the end, with the version that brought it.
 package struct DeviceRecord: Equatable, Sendable {
-    package static let version: UInt32 = 3
+    package static let version: UInt32 = 4
     package static let oldestVersion: UInt32 = 1
     private static let magic: UInt32 = 0x5244_444D
     private static let bytesMax: Int64 = 1 << 20
@@ -29,6 +30,10 @@ package struct DeviceRecord: Equatable, Sendable {
     package var regions: [Request.Region] = []
     /// What a controller holds by setting the budget; 0: there is none.
     package var stallMicroseconds: UInt64 = 0
+    /// On its way to another host, or there.
+    package var leaving: Move?
+    /// A part of its memory is still at another host.
+    package var arriving: Move?
     /// How many servers have taken the device over from a dead one.
     package var adoptions: UInt32 = 0
 
@@ -46,6 +51,29 @@ package struct DeviceRecord: Equatable, Sendable {
             self.ringEntries = ringEntries
             self.placements = placements
             self.zaps = zaps
+        }
+    }
+
+    /// What must be known of a move to another host, or from it, whatever dies.
+    package struct Move: Equatable, Sendable {
+        package var state: State
+        package var epoch: UInt64
+        /// Name of the other host.
+        package var peer: String
+
+        package enum State: UInt32, Sendable {
+            /// The destination may serve the VM; only the operator knows whether it does.
+            case offered = 1
+            /// The destination serves the VM, and its memory follows.
+            case given = 2
+            /// The destination has all of it.
+            case settled = 3
+        }
+
+        package init(state: State, epoch: UInt64, peer: String) {
+            self.state = state
+            self.epoch = epoch
+            self.peer = peer
         }
     }
 
@@ -99,6 +127,7 @@ package struct DeviceRecord: Equatable, Sendable {
             writer.u32((isEncrypted ? 1 : 0) | (version >= 3 && attached?.zaps == true ? 2 : 0))
         }
         if version >= 3 { writer.u64(stallMicroseconds) }
+        if version >= 4 { for move in [leaving, arriving] { Self.write(move, &writer) } }
         return writer.bytes
     }
 
@@ -141,12 +170,39 @@ package struct DeviceRecord: Equatable, Sendable {
                 zaps = flags & 2 != 0
             }
             if version >= 3 { stallMicroseconds = try reader.u64() }
+            if version >= 4 {
+                leaving = try Self.move(&reader)
+                arriving = try Self.move(&reader)
+            }
             try reader.end()
             if isAttached { attached = Attached(peer: peer, noDMA: noDMA, ringEntries: ringEntries, placements: placements, zaps: zaps) }
         } catch {
             if error.errno == .notSupported, let version = UInt32(error.text) { throw .unknownVersion(version) }
             throw .damaged(error.text)
         }
+    }
+
+    private static let peerBytesMax: UInt32 = 255
+
+    private static func write(_ move: Move?, _ writer: inout WireWriter) {
+        let name = Array((move?.peer ?? "").utf8.prefix(Int(peerBytesMax)))
+        writer.u32(move?.state.rawValue ?? 0)
+        writer.u32(0)
+        writer.u64(move?.epoch ?? 0)
+        writer.u32(UInt32(name.count))
+        writer.raw(name)
+    }
+
+    private static func move(_ reader: inout WireReader) throws(Refusal) -> Move? {
+        let code = try reader.u32()
+        try reader.reserved()
+        let epoch = try reader.u64()
+        let count = try reader.u32()
+        guard count <= peerBytesMax else { throw .form("the name of a peer has \(count) bytes") }
+        guard let name = String(validating: try reader.take(Int(count)), as: UTF8.self) else { throw .form("the name of a peer is no UTF-8") }
+        if code == 0 { return nil }
+        guard let state = Move.State(rawValue: code) else { throw .form("a move in state \(code)") }
+        return Move(state: state, epoch: epoch, peer: name)
     }
 
     /// Puts the record into a vault in place of an older one.

@@ -48,6 +48,10 @@ package final class DeviceRegistry: Sendable {
         package fileprivate(set) var hasStarted = false
         /// How the VMM that runs is served; for the vault.
         fileprivate var attached: DeviceRecord.Attached?
+        /// It is on its way to another host, or there.
+        package fileprivate(set) var leaving: DeviceRecord.Move?
+        /// A part of its memory is still at another host.
+        package fileprivate(set) var arriving: DeviceRecord.Move?
         /// Servers that have taken it over.
         package fileprivate(set) var adoptions: UInt32 = 0
         /// What the VMM that is attached wants for `keep`; counts from its START.
@@ -143,6 +147,7 @@ package final class DeviceRegistry: Sendable {
             } else {
                 try checkShare(of: uid, bytes: entry.device.pageCount << pageShift, state)
             }
+            if let move = entry.leaving { throw .meaning(.busy, "VM \(vm) has moved to \(move.peer), which still needs its memory") }
             if let other = entry.attachedPID { throw .meaning(.busy, "VM \(vm) is in use by process \(other)") }
             let size = entry.device.pageCount << pageShift
             guard bytes == 0 || bytes == size else {
@@ -206,6 +211,8 @@ package final class DeviceRegistry: Sendable {
             keepWanted: record.keep)
         entry.regions = record.regions
         entry.stallMicroseconds = record.stallMicroseconds
+        entry.leaving = record.leaving
+        entry.arriving = record.arriving
         entry.budgetSaved = record.budgetPages
         entry.channel = channel
         entry.hasStarted = true
@@ -241,6 +248,8 @@ package final class DeviceRegistry: Sendable {
             record.regions = entry.regions
             record.adoptions = entry.adoptions
             record.stallMicroseconds = entry.stallMicroseconds
+            record.leaving = entry.leaving
+            record.arriving = entry.arriving
             state.entries[vm]!.budgetSaved = record.budgetPages
             do throws(Errno) {
                 try record.hold(vault, vm: vm)
@@ -345,12 +354,15 @@ package final class DeviceRegistry: Sendable {
         return budget
     }
 
-    /// All contents are there: the VMM that is attached is served.
-    package func finishReceiving(vm: String, _ device: MemoryDevice) throws(Refusal) {
+    /// All contents are there, or will come from where `arriving` says: the VMM that is attached is served.
+    package func finishReceiving(vm: String, _ device: MemoryDevice, arriving: DeviceRecord.Move? = nil) throws(Refusal) {
         guard self[vm]?.device === device else { throw .meaning(.noEntry, "the VMM of \(vm) has gone") }
+        // Before: who asks what is still to come must not hear that nothing is.
+        update(vm: vm) { $0.arriving = arriving }
         do throws(MemoryDevice.Failure) {
             try device.finishReceiving()
         } catch {
+            update(vm: vm) { $0.arriving = nil }
             throw .meaning(.busy, "VM \(vm): \(error)")
         }
         update(vm: vm) { $0.hasStarted = true }
@@ -360,6 +372,29 @@ package final class DeviceRegistry: Sendable {
             throw .meaning(error, "VM \(vm): \(MemoryDevice.Failure.vault(error))")
         }
     }
+
+    /// All of its memory is here.
+    package func noteArrived(vm: String, _ device: MemoryDevice) {
+        guard let entry = self[vm], entry.device === device, entry.arriving != nil else { return }
+        update(vm: vm) { $0.arriving = nil }
+        try? saveRecord(vm: vm)
+    }
+
+    // MARK: To another host
+
+    /// How far a VM's move to another host is; nil: it stays here. False: it is not here, or the keeper cannot hold it.
+    package func noteLeaving(vm: String, _ device: MemoryDevice, _ move: DeviceRecord.Move?) -> Bool {
+        guard let entry = self[vm], entry.device === device else { return false }
+        if move?.state == .settled, entry.attachedPID == nil {
+            // Its VMM has ended, and what was kept was kept for the other host.
+            return state.withLock { $0.forget(vm) } != nil
+        }
+        update(vm: vm) { $0.leaving = move }
+        return (try? saveRecord(vm: vm)) != nil
+    }
+
+    /// Why a vm-id of an earlier server is not served; nil: no such thing.
+    package func refusedAdoption(of vm: String) -> String? { state.withLock { $0.refused[vm] } }
 
     /// What has come is forgotten; a VMM that is attached has zero pages again, and may be the destination of another try.
     package func forgetReceived(vm: String, _ device: MemoryDevice) {
@@ -447,31 +482,50 @@ package final class DeviceRegistry: Sendable {
         }
     }
 
+    /// What was there before is closed outside of the lock: nobody knows how long that takes.
+    package func setChannel(vm: String, _ channel: BackendChannel) {
+        let old = state.withLock { state -> BackendChannel? in
+            guard let old = state.entries[vm]?.channel else {
+                state.entries[vm]?.channel = channel
+                return nil
+            }
+            state.entries[vm]!.channel = channel
+            return old
+        }
+        withExtendedLifetime(old) {}
+    }
+
     /// The VMM is gone (its device has been stopped): forgets the device unless it is kept and has contents.
     package func detached(vm: String) {
         // The device is dropped outside of the lock: freeing its memory takes time.
-        let (dropped, kept) = state.withLock { state -> (Entry?, MemoryDevice?) in
-            guard let entry = state.entries[vm] else { return (nil, nil) }
-            if entry.keep && entry.hasStarted {
+        let (dropped, kept, channel) = state.withLock { state -> (Entry?, MemoryDevice?, BackendChannel?) in
+            guard let entry = state.entries[vm] else { return (nil, nil, nil) }
+            // Another host may still need what is in it, or has all of it.
+            if entry.leaving.map({ $0.state != .settled }) ?? (entry.keep && entry.hasStarted) {
                 state.entries[vm]!.channel = nil
                 state.entries[vm]!.attached = nil
-                return (nil, entry.device)
+                return (nil, entry.device, entry.channel)
             }
-            return (state.forget(vm), nil)
+            return (state.forget(vm), nil, nil)
         }
-        _ = dropped
+        _ = (dropped, channel)
         guard let kept else { return }
         // In this order, and before another VMM can attach: what the record needs is held, and what is held is this VMM's.
         // It fails when the keeper is gone: then nothing is adopted any more, and the log says so.
         try? saveRecord(vm: vm)
         kept.forgetRun()
-        update(vm: vm) { $0.attachedPID = nil }
+        let left = state.withLock { state -> Entry? in
+            state.entries[vm]?.attachedPID = nil
+            // The last of it may have gone to another host meanwhile.
+            return state.entries[vm]?.leaving?.state == .settled ? state.forget(vm) : nil
+        }
+        _ = left
     }
 
     /// Forgets a kept device and its contents. False when there is none without a VMM.
     package func release(vm: String) -> Bool {
         let dropped = state.withLock { state -> Entry? in
-            guard let entry = state.entries[vm], entry.attachedPID == nil else { return nil }
+            guard let entry = state.entries[vm], entry.attachedPID == nil, entry.leaving == nil else { return nil }
             return state.forget(vm)
         }
         return dropped != nil

@@ -97,10 +97,13 @@ package final class Session {
         end()
     }
 
+    /// Whoever has not been let in yet has no descriptor to bring.
+    private var takesDescriptors: Bool { stage == .attached || stage == .mapped }
+
     /// As the socket does; says in `lastWords` what the peer has done wrong.
     private func receive(_ count: Int, into bytes: inout [UInt8], descriptors: inout DescriptorList) throws(Errno) -> Bool {
         do throws(Errno) {
-            return try socket.receive(count, into: &bytes, descriptors: &descriptors, patience: patience)
+            return try socket.receive(count, into: &bytes, descriptors: &descriptors, patience: patience, takesDescriptors: takesDescriptors)
         } catch {
             note(error)
             throw error
@@ -174,11 +177,11 @@ package final class Session {
         while true {
             var descriptors = DescriptorList()
             let bytes: [UInt8]
-            do throws(Errno) { bytes = try socket.peek(count, descriptors: &descriptors, patience: patience) } catch {
+            do throws(Errno) { bytes = try socket.peek(count, descriptors: &descriptors, patience: patience, takesDescriptors: false) } catch {
                 note(error)
                 throw error
             }
-            if bytes.count == count { return (bytes, descriptors.count > 0) }
+            if bytes.count == count { return (bytes, descriptors.hasUntaken) }
             // Nothing more has come: it may have ended in the middle.
             turns = bytes.count > before ? 0 : turns + 1
             before = bytes.count
@@ -243,7 +246,9 @@ package final class Session {
     private func handle(_ header: Header, _ payload: [UInt8], _ descriptors: inout DescriptorList) throws(Refusal) -> Reply? {
         guard !header.isReply else { throw .form("a reply where a request is expected") }
         guard let code = Request.Code(rawValue: header.request) else { throw .form("unknown request \(header.request)") }
-        let request = try Request(code, payload: payload, descriptorCount: descriptors.count)
+        if descriptors.hasUntaken, code.descriptors == 0 { throw .form("\(code.name) with descriptors, must have 0") }
+        // Those that were not taken came too early: the request is refused for that.
+        let request = try Request(code, payload: payload, descriptorCount: descriptors.hasUntaken ? code.descriptors : descriptors.count)
         switch request {
         case .getFeatures:
             return acknowledge(code, header, value: Features.offered.rawValue)
@@ -269,8 +274,11 @@ package final class Session {
             try setMapper(userModeOnly: userModeOnly, noDMA: noDMA, mappings: mappings, pinned: pinned, &descriptors)
         case .setBackendChannel:
             try require(code, .attached, .mapped)
-            let channel = BackendChannel(descriptors.takeFirst()!)
-            registry.update(vm: vm!) { $0.channel = channel }
+            let descriptor = descriptors.takeFirst()!
+            guard MessageSocket.isUnixStream(descriptor) else {
+                throw .meaning(.invalid, "the descriptor of SET_BACKEND_CHANNEL is no Unix stream socket")
+            }
+            registry.setChannel(vm: vm!, BackendChannel(descriptor))
         case .setDiscardRing(let entries):
             try require(code, .attached, .mapped)
             try setDiscardRing(entries: entries, &descriptors)

@@ -178,6 +178,8 @@ package final class VMMServer: Sendable {
         }
         let connection = HandOver(MessageSocket(try kept.required("mapper/connection")))
         try device.start(mapper: mapper, discards: discards, left: journal)
+        // What that had left to do is done; the VM is another host's.
+        if let move = record.leaving, move.state != .offered { device.fence() }
         if attached.zaps { device.heat?.zapper.withLock { $0 = channel } }
         // Over the limit or not: it was let in once.
         connections.withLock { $0.resume(uid: attached.peer.uid) }

@@ -2,6 +2,7 @@
 ///
 ///      new ─HELLO▶ greeted ─PREPARE▶ preparing ─prepared▶ receiving ─FINISH▶ finishing ─finished▶ ready ─COMMIT▶ committed
 ///
+///      greeted ─RESUME▶ streaming: the rest of a VM that runs here (`PostCopyDestination`)
 ///      greeted ─PROBE▶ probed: only asked (`Survey`); nothing is made, and the end of the connection is the end
 ///
 /// Until READY is sent, whatever ends the connection makes the destination forget what has come. From READY on it serves the VM whatever happens to the connection:
@@ -15,6 +16,7 @@ package struct DestinationMachine: Equatable, Sendable {
         /// With the filler that has come.
         case probed(filler: UInt64)
         case surveyed
+        case streaming
         case ended(MigrationFailure)
     }
 
@@ -39,6 +41,9 @@ package struct DestinationMachine: Equatable, Sendable {
         case judge(Message.Prepare, from: String)
         case place(PagesHead)
         case zeros
+        case away
+        /// Take what is still to come over this connection, until its end.
+        case stream(Message.Resume)
         case flush(round: UInt32)
         case look
         /// Check that these are the pages that are here, and serve the VMM that is attached.
@@ -100,6 +105,9 @@ package struct DestinationMachine: Equatable, Sendable {
         case (.greeted, .probe(let prepare)):
             state = .probed(filler: 0)
             return [.judge(prepare, from: source)]
+        case (.greeted, .resume(let resume)):
+            state = .streaming
+            return [.stream(resume)]
         case (.probed(let filler), .filler(let bytes)):
             let total = filler + UInt64(bytes.count)
             guard total <= Message.fillerTotalMax else { return broken("\(total) bytes of filler") }
@@ -110,11 +118,17 @@ package struct DestinationMachine: Equatable, Sendable {
         case (.receiving(let prepare, _), .zeros(let ranges)):
             guard let last = ranges.last, last.end <= prepare.pageCount else { return broken("zeros outside of the VM") }
             return [.zeros]
+        case (.receiving(let prepare, _), .away(let ranges)):
+            guard let last = ranges.last, last.end <= prepare.pageCount else { return broken("pages that are away, outside of the VM") }
+            return [.away]
         case (.receiving, .round(let round)):
             return [.flush(round: round)]
         case (.receiving(let prepare, let grant), .finish(let totals)):
-            let (sum, overflow) = totals.residentPages.addingReportingOverflow(totals.ssdPages)
-            guard !overflow, sum <= prepare.pageCount, totals.residentPages <= grant.residentPages else { return broken("totals that cannot be") }
+            let (here, hereOverflow) = totals.residentPages.addingReportingOverflow(totals.ssdPages)
+            let (sum, overflow) = here.addingReportingOverflow(totals.awayPages)
+            guard !hereOverflow, !overflow, sum <= prepare.pageCount, totals.residentPages <= grant.residentPages else {
+                return broken("totals that cannot be")
+            }
             state = .finishing
             return [.finish(totals)]
         case (.ready, .commit):
@@ -140,6 +154,7 @@ package struct DestinationMachine: Equatable, Sendable {
         case .committed: "committed"
         case .probed: "probed"
         case .surveyed: "surveyed"
+        case .streaming: "streaming"
         case .ended: "ended"
         }
     }
@@ -169,7 +184,7 @@ package struct DestinationMachine: Equatable, Sendable {
     private mutating func lost(_ failure: MigrationFailure) -> [Action] {
         switch state {
         case .ended, .committed, .surveyed: return []
-        case .probed:
+        case .probed, .streaming:
             // It knows what it wanted to know.
             state = .surveyed
             return [.close]
@@ -183,7 +198,7 @@ package struct DestinationMachine: Equatable, Sendable {
     }
 
     private mutating func broken(_ what: String) -> [Action] {
-        if state == .ready { return lost(.form(what)) }
+        if state == .ready || state == .streaming { return lost(.form(what)) }
         return fail(.form(what), tell: "protocol: \(what)")
     }
 
@@ -192,6 +207,10 @@ package struct DestinationMachine: Equatable, Sendable {
         case .ended, .committed, .surveyed: return []
         case .ready:
             guard case .aborted = failure else { return [] }
+        case .streaming:
+            // The VM runs here: nothing of it is forgotten because of a connection.
+            state = .surveyed
+            return (tell.map { [.send(.refused($0))] } ?? []) + [.close]
         default: break
         }
         state = .ended(failure)

@@ -5,7 +5,7 @@
 ///      u64 sequence counts the frames of this direction from 0: one that is lost, comes twice or out of order is noticed
 package struct Frame: Equatable, Sendable {
     package static let bytes = 32
-    package static let version: UInt16 = 1
+    package static let version: UInt16 = 2
     private static let magic: UInt32 = 0x474D_444D
 
     package enum Kind: UInt16, Sendable, CaseIterable {
@@ -22,6 +22,10 @@ package struct Frame: Equatable, Sendable {
         case probe = 10
         case filler = 11
         case fillEnd = 12
+        case away = 13
+        case resume = 14
+        case sent = 15
+        case lost = 16
         // From the destination.
         case welcome = 33
         case prepared = 34
@@ -32,6 +36,8 @@ package struct Frame: Equatable, Sendable {
         case here = 39
         case offer = 40
         case filled = 41
+        case wanted = 42
+        case fetch = 43
 
         package var isFromSource: Bool { rawValue < 32 }
     }

@@ -12,8 +12,12 @@ package protocol MigrationTarget: Sendable {
     /// What would come of a `prepare`; makes nothing.
     func judge(_ prepare: Message.Prepare, from: String) -> Message.Offer
     func vmm(of vm: String) -> Message.VMMState
-    /// Everything has come: the device begins to serve its VMM, and survives this process from now on.
-    func finish(_ vm: String, _ device: MemoryDevice, epoch: UInt64) throws(MigrationFailure)
+    /// Everything has come, or will (`awaits`): the device begins to serve its VMM, and survives this process from now on.
+    func finish(_ vm: String, _ device: MemoryDevice, epoch: UInt64, awaits: Bool) throws(MigrationFailure)
+    /// The device whose memory follows its VM; nil: nothing of it is awaited any more. Throws when it does not come from there, or not in this epoch.
+    func resume(_ resume: Message.Resume, epoch: UInt64) throws(MigrationFailure) -> MemoryDevice?
+    /// Nothing is awaited any more.
+    func arrived(_ vm: String, _ device: MemoryDevice)
     /// What has come is not wanted.
     func forget(_ vm: String, _ device: MemoryDevice)
 }
@@ -90,6 +94,7 @@ private final class Receiver {
     private var grant: UInt64 = 0
     private var isClosed = false
     private var zeros: [PageRange] = []
+    private var away: [PageRange] = []
 
     init(link: PeerLink, target: any MigrationTarget, show: @escaping (MigrationFigures, String?) -> Void) {
         self.link = link
@@ -113,6 +118,7 @@ private final class Receiver {
             switch received {
             case .message(let message):
                 if case .zeros(let ranges) = message { zeros = ranges }
+                if case .away(let ranges) = message { away = ranges }
                 return .received(message)
             case .pages(let head): return .pages(head)
             }
@@ -142,6 +148,12 @@ private final class Receiver {
             case .zeros:
                 for run in zeros { try io { pages throws(Errno) in try pages.zeros(run) } }
                 figures.zeroPages += zeros.reduce(0) { $0 + $1.count }
+            case .away: for run in away { try io { pages throws(Errno) in try pages.away(run) } }
+            case .stream(let resume):
+                figures.isSurvey = true
+                publish()
+                try PostCopyDestination(link: link, resume: resume, target: target).run()
+                isClosed = true
             case .flush(let round):
                 figures.round = round
                 try io { pages throws(Errno) in try pages.flush() }
@@ -205,18 +217,22 @@ private final class Receiver {
     private func finish(_ totals: Message.Totals) throws(MigrationFailure) {
         guard let device, let vm else { throw .local("nothing is received") }
         try io { pages throws(Errno) in try pages.flush() }
-        let here = Message.Totals(residentPages: device.residentPages, ssdPages: UInt64(device.table.ssdPages))
+        let here = Message.Totals(
+            residentPages: device.residentPages, ssdPages: UInt64(device.table.ssdPages), awayPages: UInt64(device.table.peerPages))
         guard here == totals else {
-            throw .form("\(here.residentPages) + \(here.ssdPages) pages have come, the source says \(totals.residentPages) + \(totals.ssdPages)")
+            throw .form(
+                "\(here.residentPages) + \(here.ssdPages) pages have come and \(here.awayPages) are to come, the source says \(totals.residentPages) + \(totals.ssdPages) and \(totals.awayPages)"
+            )
         }
         pages = nil
-        try target.finish(vm, device, epoch: link.epoch)
+        figures.isPostCopy = totals.awayPages > 0
+        try target.finish(vm, device, epoch: link.epoch, awaits: totals.awayPages > 0)
     }
 
     private func publish() {
         switch machine.state {
         case .new, .greeted, .preparing, .probed: figures.state = .starting
-        case .receiving: figures.state = .copying
+        case .receiving, .streaming: figures.state = .copying
         case .finishing: figures.state = .finishing
         case .ready: figures.state = .ready
         case .committed, .surveyed: figures.state = .done

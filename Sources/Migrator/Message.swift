@@ -18,6 +18,14 @@ package enum Message: Equatable, Sendable {
     case filler([UInt8])
     /// Say when all of it is there.
     case fillEnd
+    /// These come when the VM runs over there already (post-copy); ascending, without overlap.
+    case away([PageRange])
+    /// Post-copy goes on over this connection.
+    case resume(Resume)
+    /// Everything that was wanted has been sent.
+    case sent
+    /// These pages cannot be read (a disk error): nobody has them.
+    case lost([PageRange])
     // From the destination.
     case welcome(host: String)
     case prepared(Grant)
@@ -29,6 +37,10 @@ package enum Message: Equatable, Sendable {
     case offer(Offer)
     /// Bytes of FILLER so far.
     case filled(UInt64)
+    /// Pages that have not come yet; `more`: another such message follows. The last one empty, and nothing before it: everything is here.
+    case wanted([PageRange], more: Bool)
+    /// Somebody waits for these.
+    case fetch([PageIndex])
 
     /// What is to come.
     package struct Prepare: Equatable, Sendable {
@@ -87,10 +99,33 @@ package enum Message: Equatable, Sendable {
     package struct Totals: Equatable, Sendable {
         package var residentPages: UInt64
         package var ssdPages: UInt64
+        /// Come later.
+        package var awayPages: UInt64
 
-        package init(residentPages: UInt64, ssdPages: UInt64) {
+        package init(residentPages: UInt64, ssdPages: UInt64, awayPages: UInt64 = 0) {
             self.residentPages = residentPages
             self.ssdPages = ssdPages
+            self.awayPages = awayPages
+        }
+    }
+
+    /// A VM whose memory follows it. The frame's epoch says of which migration.
+    package struct Resume: Equatable, Sendable {
+        package var vm: String
+        package var pageCount: UInt64
+        package var stream: Stream
+
+        package enum Stream: UInt32, Sendable {
+            /// What is wanted, hottest first.
+            case push = 1
+            /// What somebody waits for.
+            case demand = 2
+        }
+
+        package init(vm: String, pageCount: UInt64, stream: Stream) {
+            self.vm = vm
+            self.pageCount = pageCount
+            self.stream = stream
         }
     }
 
@@ -107,6 +142,7 @@ package enum Message: Equatable, Sendable {
     /// Of one connection: a link is measured, not filled.
     package static let fillerTotalMax: UInt64 = 4 << 30
     package static let rangesMax = 4000
+    package static let fetchMax = 64
     package static let textBytesMax = 1024
     static let nameBytesMax = 255
     /// 16 TiB with room to spare; what is really possible says the destination.
@@ -134,6 +170,12 @@ package enum Message: Equatable, Sendable {
         case .fillEnd: .fillEnd
         case .offer: .offer
         case .filled: .filled
+        case .away: .away
+        case .resume: .resume
+        case .sent: .sent
+        case .lost: .lost
+        case .wanted: .wanted
+        case .fetch: .fetch
         }
     }
 
@@ -149,19 +191,26 @@ package enum Message: Equatable, Sendable {
             writer.u32(prepare.ownerUID)
             writer.u32(0)
             writer.text(prepare.vm, bytesMax: Self.nameBytesMax)
-        case .zeros(let ranges):
-            writer.u32(UInt32(ranges.count))
+        case .zeros(let ranges), .away(let ranges), .lost(let ranges):
+            Self.write(ranges, flag: 0, &writer)
+        case .wanted(let ranges, let more):
+            Self.write(ranges, flag: more ? 1 : 0, &writer)
+        case .fetch(let pages):
+            writer.u32(UInt32(pages.count))
             writer.u32(0)
-            for range in ranges {
-                writer.u64(range.start)
-                writer.u64(range.count)
-            }
+            for page in pages { writer.u64(page) }
+        case .resume(let resume):
+            writer.u64(resume.pageCount)
+            writer.u32(resume.stream.rawValue)
+            writer.u32(0)
+            writer.text(resume.vm, bytesMax: Self.nameBytesMax)
         case .round(let round):
             writer.u32(round)
             writer.u32(0)
         case .finish(let totals):
             writer.u64(totals.residentPages)
             writer.u64(totals.ssdPages)
+            writer.u64(totals.awayPages)
         case .prepared(let grant):
             writer.u64(grant.residentPages)
             writer.u64(grant.budgetPages)
@@ -180,7 +229,7 @@ package enum Message: Equatable, Sendable {
             writer.text(offer.refusal, bytesMax: Self.textBytesMax)
         case .filled(let bytes):
             writer.u64(bytes)
-        case .commit, .alive, .ready, .committed, .fillEnd:
+        case .commit, .alive, .ready, .committed, .fillEnd, .sent:
             break
         }
         return writer.bytes
@@ -196,11 +245,19 @@ package enum Message: Equatable, Sendable {
         case .hello: self = .hello(host: try Self.host(&reader))
         case .welcome: self = .welcome(host: try Self.host(&reader))
         case .prepare: self = .prepare(try Self.prepare(&reader))
-        case .zeros: self = .zeros(try Self.ranges(&reader))
+        case .zeros: self = .zeros(try Self.ranges(&reader, "zeros").ranges)
+        case .away: self = .away(try Self.ranges(&reader, "pages that are away").ranges)
+        case .lost: self = .lost(try Self.ranges(&reader, "lost pages").ranges)
+        case .wanted:
+            let (ranges, flag) = try Self.ranges(&reader, "wanted pages", flagMax: 1, canBeEmpty: true)
+            self = .wanted(ranges, more: flag == 1)
+        case .fetch: self = .fetch(try Self.pages(&reader))
+        case .resume: self = .resume(try Self.resume(&reader))
+        case .sent: self = .sent
         case .round:
             self = .round(try reader.u32())
             try reader.reserved()
-        case .finish: self = .finish(Totals(residentPages: try reader.u64(), ssdPages: try reader.u64()))
+        case .finish: self = .finish(Totals(residentPages: try reader.u64(), ssdPages: try reader.u64(), awayPages: try reader.u64()))
         case .prepared: self = .prepared(Grant(residentPages: try reader.u64(), budgetPages: try reader.u64()))
         case .abort: self = .abort(try reader.text(bytesMax: Self.textBytesMax))
         case .refused: self = .refused(try reader.text(bytesMax: Self.textBytesMax))
@@ -255,21 +312,57 @@ package enum Message: Equatable, Sendable {
         return isAlphanumeric(first) && text.utf8.allSatisfy { isAlphanumeric($0) || [46, 95, 45].contains($0) }
     }
 
-    private static func ranges(_ reader: inout FieldReader) throws(MigrationFailure) -> [PageRange] {
+    private static func write(_ ranges: [PageRange], flag: UInt32, _ writer: inout FieldWriter) {
+        writer.u32(UInt32(ranges.count))
+        writer.u32(flag)
+        for range in ranges {
+            writer.u64(range.start)
+            writer.u64(range.count)
+        }
+    }
+
+    private static func ranges(
+        _ reader: inout FieldReader, _ what: String, flagMax: UInt32 = 0, canBeEmpty: Bool = false
+    ) throws(MigrationFailure) -> (ranges: [PageRange], flag: UInt32) {
         let count = Int(try reader.u32())
-        try reader.reserved()
-        guard count >= 1, count <= rangesMax else { throw .form("\(count) ranges of zeros, 1 to \(rangesMax) are possible") }
+        let flag = try reader.u32()
+        guard flag <= flagMax else { throw .form("a reserved field is \(flag), must be 0") }
+        guard count >= (canBeEmpty ? 0 : 1), count <= rangesMax else { throw .form("\(count) ranges of \(what), at most \(rangesMax) are possible") }
         var ranges: [PageRange] = []
         ranges.reserveCapacity(count)
         var last: UInt64 = 0
         for _ in 0..<count {
             let start = try reader.u64()
             let (end, overflow) = start.addingReportingOverflow(try reader.u64())
-            guard !overflow, start < end, start >= last, end <= pagesMax else { throw .form("ranges of zeros that are empty, overlap or are too large") }
+            guard !overflow, start < end, start >= last, end <= pagesMax else { throw .form("ranges of \(what) that are empty, overlap or are too large") }
             ranges.append(PageRange(start, end))
             last = end
         }
-        return ranges
+        return (ranges, flag)
+    }
+
+    private static func pages(_ reader: inout FieldReader) throws(MigrationFailure) -> [PageIndex] {
+        let count = Int(try reader.u32())
+        try reader.reserved()
+        guard count >= 1, count <= fetchMax else { throw .form("\(count) pages to fetch, 1 to \(fetchMax) are possible") }
+        var pages: [PageIndex] = []
+        for _ in 0..<count {
+            let page = try reader.u64()
+            guard page < pagesMax else { throw .form("page \(page) to fetch") }
+            pages.append(page)
+        }
+        return pages
+    }
+
+    private static func resume(_ reader: inout FieldReader) throws(MigrationFailure) -> Resume {
+        let pageCount = try reader.u64()
+        let code = try reader.u32()
+        try reader.reserved()
+        let vm = try reader.text(bytesMax: nameBytesMax)
+        guard let stream = Resume.Stream(rawValue: code) else { throw .form("a stream of kind \(code)") }
+        guard pageCount > 0, pageCount <= pagesMax else { throw .form("a VM of \(pageCount) pages") }
+        guard isVMIdentifier(vm) else { throw .form("'\(vm)' is no vm-id") }
+        return Resume(vm: vm, pageCount: pageCount, stream: stream)
     }
 
     private static func write(_ vmm: VMMState, _ writer: inout FieldWriter) {

@@ -1,7 +1,10 @@
 /// How far a migration is. A snapshot; times in nanoseconds of the monotonic clock.
 package struct MigrationFigures: Equatable, Sendable {
     package enum State: String, Sendable {
-        case starting, copying, waiting, finishing, ready, committing, done, failed
+        case starting, copying, waiting, finishing, ready, committing
+        /// The VM runs at the destination, and its memory follows it.
+        case streaming
+        case done, failed
     }
     package var state = State.starting
     package var epoch: UInt64 = 0
@@ -30,8 +33,12 @@ package struct MigrationFigures: Equatable, Sendable {
     package var grantPages: UInt64 = 0
     package var vmm = Message.VMMState.absent
     package var confirmed = false
-    /// Only asked, see `Survey`.
+    /// Only asked, see `Survey`; or a further connection of a migration (post-copy).
     package var isSurvey = false
+    /// The VM is to go on at the destination before all of its memory is there.
+    package var isPostCopy = false
+    /// Pages that somebody over there waited for.
+    package var fetchedPages: UInt64 = 0
     package var error: String?
 
     package init() {}

@@ -12,16 +12,45 @@ package final class Outgoing: Sendable {
         package var host = ""
         /// Whose the VM is here.
         package var ownerUID: UInt32 = 0
+        package var postCopy = PostCopy.never
+        /// Called before the destination may serve the VM without having all of it, when it serves it for good, and when neither is so any more; makes it outlive this process.
+        /// False: it cannot be made so.
+        package var noteHandOver: @Sendable (HandOver) -> Bool = { _ in true }
         package init() {}
+    }
+
+    /// When the VM goes on at the destination before all of its memory is there.
+    package enum PostCopy: String, Sendable, CaseIterable {
+        case never
+        /// When copying does not get ahead of what the VM writes.
+        case ifNeeded
+        case atOnce
+    }
+
+    package enum HandOver: Sendable, Equatable {
+        /// The destination may serve it; the VM is still here.
+        case offered
+        /// The VM is there, and its memory follows.
+        case given
+        /// The VM is there, with all of its memory.
+        case settled
+        case none
     }
 
     private let device: MemoryDevice
     private let epoch: UInt64
     private let options: Options
+    private let following = Mutex<Following?>(nil)
     private let orders = Mutex<[SourceMachine.Order]>([])
     private let bell: EventCounter
     private let shown: Mutex<MigrationFigures>
     private let refusals = Mutex<[String]>([])
+
+    /// The memory that follows a VM.
+    private struct Following {
+        var source: PostCopySource
+        var thread: Thread
+    }
 
     package init(device: MemoryDevice, epoch: UInt64, options: Options) throws(Errno) {
         self.device = device
@@ -34,7 +63,17 @@ package final class Outgoing: Sendable {
         shown = Mutex(figures)
     }
 
-    package var figures: MigrationFigures { shown.withLock { $0 } }
+    package var figures: MigrationFigures {
+        var figures = shown.withLock { $0 }
+        guard let follow = following.withLock({ $0?.source.figures }) else { return figures }
+        figures.residentPages += follow.residentPages
+        figures.ssdPages += follow.ssdPages
+        figures.fetchedPages = follow.fetchedPages
+        figures.bytesOnWire += follow.bytesOnWire
+        figures.pagesLeft = follow.left
+        if figures.state == .streaming { figures.error = follow.trouble }
+        return figures
+    }
 
     package func order(_ order: SourceMachine.Order) {
         orders.withLock { $0.append(order) }
@@ -45,14 +84,17 @@ package final class Outgoing: Sendable {
     package func takeRefusal() -> String? { refusals.withLock { $0.popLast() } }
 
     /// Runs the migration to its end, done or failed.
-    package func run(connect: () throws(MigrationFailure) -> any PeerStream) {
+    package func run(connect: @escaping @Sendable () throws(MigrationFailure) -> any PeerStream) {
         do throws(MigrationFailure) {
             guard let copier = PageCopier(device) else { throw .local("VM \(device.name) has no running VMM") }
             guard device.table.poisonedPages == 0 else {
                 throw .local("VM \(device.name) has \(device.table.poisonedPages) poisoned pages, which cannot be moved")
             }
+            guard device.table.peerPages == 0 else {
+                throw .local("VM \(device.name) is still arriving: \(device.table.peerPages) of its pages are at the host that it comes from")
+            }
             let link = try PeerLink(try connect(), isSource: true, epoch: epoch)
-            let sender = try Sender(device: device, copier: copier, link: link, options: options, owner: self)
+            let sender = try Sender(device: device, copier: copier, link: link, options: options, owner: self, connect: connect)
             sender.run()
         } catch {
             show { figures in
@@ -61,7 +103,100 @@ package final class Outgoing: Sendable {
                 figures.ended = Clock.nanoseconds()
             }
         }
+        follow()
     }
+
+    /// Goes on with what a process that has died had begun: the destination serves the VM, or may (`isGiven` false: the operator knows).
+    package func resume(isGiven: Bool, connect: @escaping @Sendable () throws(MigrationFailure) -> any PeerStream) {
+        show { figures in
+            figures.state = isGiven ? .streaming : .ready
+            figures.isPostCopy = true
+        }
+        var machine = SourceMachine(resuming: isGiven)
+        while let trouble = startFollowing(connect, isGiven: isGiven) {
+            show { $0.error = trouble }
+            if !isGiven {
+                // Nobody knows that it is gone: it is not.
+                for order in takeOrders() { refuse("\(order): \(trouble)") }
+            }
+            waitForOrders(milliseconds: 1000)
+        }
+        while !machine.isOver {
+            for order in takeOrders() {
+                for action in machine.handle(.order(order)) {
+                    if case .refuse(let text) = action { refuse(text) }
+                    if action == .fence { commit() }
+                }
+            }
+            switch machine.state {
+            case .done(let confirmed): show { $0.confirmed = confirmed }
+            case .failed(let failure):
+                stopFollowing()
+                show { figures in
+                    figures.state = .failed
+                    figures.error = failure.description
+                    figures.ended = Clock.nanoseconds()
+                }
+            default: waitForOrders(milliseconds: 1000)
+            }
+        }
+        if isGiven || figures.state != .failed { show { $0.state = .streaming } }
+        follow()
+    }
+
+    /// The VM is at the destination.
+    fileprivate func commit() {
+        device.fence()
+        following.withLock { $0?.source.noteGiven() }
+        _ = options.noteHandOver(figures.isPostCopy ? .given : .settled)
+    }
+
+    /// The destination serves the VM from now on: what it lacks is there for it. Returns why that cannot be.
+    fileprivate func startFollowing(
+        _ connect: @escaping @Sendable () throws(MigrationFailure) -> any PeerStream, roomPages: UInt64 = .max, isGiven: Bool = false
+    ) -> String? {
+        do {
+            let source = try PostCopySource(
+                device: device, epoch: epoch, host: options.host, bytesPerSecondMax: options.bytesPerSecondMax, roomPages: roomPages, connect: connect)
+            if isGiven { source.noteGiven() }
+            let thread = try Thread(name: "mdd-push") { source.run() }
+            following.withLock { $0 = Following(source: source, thread: thread) }
+            return nil
+        } catch {
+            return "cannot serve the destination what it lacks: \(error)"
+        }
+    }
+
+    /// The VM stays here.
+    fileprivate func stopFollowing() {
+        let ending = following.withLock { following in
+            defer { following = nil }
+            return following
+        }
+        ending?.source.stop()
+        ending?.thread.join()
+        _ = options.noteHandOver(.none)
+    }
+
+    /// Waits until all of the memory has followed the VM.
+    private func follow() {
+        guard let (source, thread) = following.withLock({ $0.map { ($0.source, $0.thread) } }) else { return }
+        thread.join()
+        let last = figures
+        following.withLock { $0 = nil }
+        show { figures in
+            figures = last
+            figures.ended = Clock.nanoseconds()
+            figures.state = .done
+            figures.error = nil
+        }
+        if source.isComplete { _ = options.noteHandOver(.settled) }
+    }
+
+    /// This process ends; the next one, or nobody, goes on.
+    package func leave() { following.withLock { $0?.source.stop() } }
+
+    fileprivate func handOver(_ state: HandOver) -> Bool { options.noteHandOver(state) }
 
     fileprivate func takeOrders() -> [SourceMachine.Order] {
         orders.withLock { list in
@@ -109,6 +244,10 @@ private final class Sender {
     private var figures: MigrationFigures
     /// Begins when the last pass is ordered.
     private var lastPassBegan: Int64 = 0
+    /// What is not there at the end follows the VM.
+    private var isPostCopy: Bool
+    private var isFollowed = false
+    private let connect: @Sendable () throws(MigrationFailure) -> any PeerStream
 
     /// The pages that go to one place, with their contents.
     private struct Batch {
@@ -123,7 +262,12 @@ private final class Sender {
     private var turnNanoseconds: Int64 { Int64((isEager ? Convergence.eagerTurnMilliseconds : Convergence.turnMilliseconds) * 1e6) }
     private static let aliveNanoseconds: Int64 = 2_000_000_000
 
-    init(device: MemoryDevice, copier: PageCopier, link: PeerLink, options: Outgoing.Options, owner: Outgoing) throws(MigrationFailure) {
+    init(
+        device: MemoryDevice, copier: PageCopier, link: PeerLink, options: Outgoing.Options, owner: Outgoing,
+        connect: @escaping @Sendable () throws(MigrationFailure) -> any PeerStream
+    ) throws(MigrationFailure) {
+        self.connect = connect
+        isPostCopy = options.postCopy == .atOnce
         self.device = device
         self.copier = copier
         self.link = link
@@ -164,8 +308,9 @@ private final class Sender {
         }
         link.cut()
         device.table.dirtyLog.end()
+        if case .failed = machine.state, isPostCopy { owner.stopFollowing() }
         hold(false)
-        figures.ended = Clock.nanoseconds()
+        if !isPostCopy { figures.ended = Clock.nanoseconds() }
         publish()
     }
 
@@ -202,6 +347,13 @@ private final class Sender {
             let actions = machine.handle(events.removeFirst())
             publish()
             for action in actions { if let next = perform(action) { events.append(next) } }
+            // Its VMM may load device state, which touches memory, before the commit.
+            if machine.state == .ready, isPostCopy, !isFollowed {
+                isFollowed = true
+                if let trouble = owner.startFollowing(connect, roomPages: grant - min(grant, isResidentThere.members)) {
+                    events.append(.order(.abort(trouble)))
+                }
+            }
         }
         publish()
     }
@@ -217,7 +369,7 @@ private final class Sender {
                 try copyLast()
                 return .copied(enough: true)
             case .vmm(let state): figures.vmm = state
-            case .fence: device.fence()
+            case .fence: owner.commit()
             case .refuse(let text): owner.refuse(text)
             case .release: break
             }
@@ -259,7 +411,7 @@ private final class Sender {
             figures.state = .ready
         case .committing: figures.state = .committing
         case .done(let confirmed):
-            figures.state = .done
+            figures.state = isFollowed ? .streaming : .done
             figures.confirmed = confirmed
         case .failed(let failure):
             figures.state = .failed
@@ -302,6 +454,9 @@ private final class Sender {
     /// One pass over what is dirty (round 0: over everything). True when what is left afterwards can wait for the last one.
     private func copyRound(_ round: UInt32) throws(MigrationFailure) -> Bool {
         roundBegan = Clock.nanoseconds()
+        figures.isPostCopy = isPostCopy
+        // What goes now would not have to go later, but the VM would have to wait for it.
+        if options.postCopy == .atOnce { return true }
         let bytesBefore = link.bytesSent
         if round == 0 {
             let table = device.table
@@ -330,6 +485,8 @@ private final class Sender {
             return false
         }
         figures.isFlat = judgement == .flat
+        if judgement == .flat, options.postCopy == .ifNeeded { isPostCopy = true }
+        figures.isPostCopy = isPostCopy
         if judgement != .again { return true }
         // Pages that were just written become quiet only with time.
         let rest = roundBegan + turnNanoseconds - Clock.nanoseconds()
@@ -341,6 +498,7 @@ private final class Sender {
     private func copyLast() throws(MigrationFailure) {
         if lastPassBegan == 0 { lastPassBegan = Clock.nanoseconds() }
         hold(true)
+        if isPostCopy { return try leaveRest() }
         let before = figures.residentPages + figures.ssdPages + figures.zeroPages
         try scan()
         try compare(isLast: true)
@@ -360,6 +518,40 @@ private final class Sender {
     }
 
     private static let lastTurnsMax = 4000
+
+    /// The VMM stands still and has no I/O in flight: the destination is told which pages it does not have as they are now.
+    private func leaveRest() throws(MigrationFailure) {
+        try scan()
+        guard owner.handOver(.offered) else { throw .local("the keeper cannot hold what is needed for post-copy") }
+        let (table, log) = (device.table, device.table.dirtyLog)
+        var away = RunBuilder()
+        var awayPages: UInt64 = 0
+        for chunk in 0..<table.chunkCount where table.wasTouched(chunk: chunk) {
+            for page in (chunk << chunkShift)..<min(table.pageCount, (chunk + 1) << chunkShift) {
+                let isThere = isResidentThere.contains(page) || isColdThere.contains(page)
+                let isSame = !log.contains(page) && provisional.digest(of: page) == nil
+                switch copier.place(of: page) {
+                case .poisoned: throw .local("\(PageCopier.Failure.poisoned(page))")
+                case .zero: if isThere { try sendZeros(PageRange(page, page + 1)) }
+                case .dram, .ssd, .busy:
+                    if isThere, isSame { continue }
+                    away.append(page)
+                    awayPages += 1
+                    isResidentThere.remove(page)
+                    isColdThere.remove(page)
+                }
+            }
+        }
+        try flush()
+        let runs = away.runs
+        var first = 0
+        while first < runs.count {
+            let end = min(runs.count, first + Message.rangesMax)
+            try link.send(.away(Array(runs[first..<end])))
+            first = end
+        }
+        machine.totals = Message.Totals(residentPages: isResidentThere.members, ssdPages: isColdThere.members, awayPages: awayPages)
+    }
 
     /// Looks at the pages that were sent while an I/O could land in them, if none can any more: those that have changed go again. After a scan.
     private func compare(isLast: Bool) throws(MigrationFailure) {

@@ -36,6 +36,8 @@ package struct SourceMachine: Equatable, Sendable {
     package enum Order: Equatable, Sendable {
         case finish, commit
         case abort(String)
+        /// As abort before the destination is ready; nothing afterwards, for its VMM may run by then.
+        case abortUnlessReady(String)
     }
 
     package enum Action: Equatable, Sendable {
@@ -69,6 +71,13 @@ package struct SourceMachine: Equatable, Sendable {
     package init(host: String, prepare: Message.Prepare) {
         self.host = host
         self.prepare = prepare
+    }
+
+    /// Of a process that has died when the destination was ready, or had the VM (`isGiven`); the connection has died with it.
+    package init(resuming isGiven: Bool) {
+        self.init(host: "", prepare: Message.Prepare(vm: "", pageCount: 0, residentPages: 0, ssdPages: 0, budgetPages: 0))
+        state = isGiven ? .done(confirmed: true) : .ready
+        isCut = true
     }
 
     package var isOver: Bool {
@@ -180,7 +189,9 @@ package struct SourceMachine: Equatable, Sendable {
             return [.refuse("the destination is not ready")]
         case (.abort, .committing):
             return [.refuse("it has been committed: the VM is at the destination")]
-        case (.abort(let why), _):
+        case (.abortUnlessReady, .ready), (.abortUnlessReady, .committing):
+            return []
+        case (.abortUnlessReady(let why), _), (.abort(let why), _):
             return fail(.aborted(why), tell: true)
         }
     }

@@ -6,11 +6,19 @@ package final class Counters: Sendable {
     package let faults = Atomic<UInt64>(0)
     package let faultsZero = Atomic<UInt64>(0)
     package let faultsSSD = Atomic<UInt64>(0)
+    /// Faults that waited for another host.
+    package let faultsPeer = Atomic<UInt64>(0)
     package let faultsInFlight = Atomic<UInt64>(0)
     package let faultsPresent = Atomic<UInt64>(0)
     package let faultsParked = Atomic<UInt64>(0)
     package let pagesInDemand = Atomic<UInt64>(0)
     package let pagesInAhead = Atomic<UInt64>(0)
+    /// Of the pages read ahead: passed by their stream, left when it ended, wanted before they had come (`ReadAhead.Figures`).
+    package let aheadUsed = Atomic<UInt64>(0)
+    package let aheadWasted = Atomic<UInt64>(0)
+    package let aheadLate = Atomic<UInt64>(0)
+    /// From another host into DRAM, while the VM ran here already.
+    package let pagesInPeer = Atomic<UInt64>(0)
     package let pagesOut = Atomic<UInt64>(0)
     package let pagesOutClean = Atomic<UInt64>(0)
     package let pagesWritten = Atomic<UInt64>(0)
@@ -26,6 +34,12 @@ package final class Counters: Sendable {
     package let faultTimes = Histogram()
 
     package init() {}
+
+    package func publish(_ figures: ReadAhead.Figures) {
+        aheadUsed.store(figures.used, ordering: .relaxed)
+        aheadWasted.store(figures.wasted, ordering: .relaxed)
+        aheadLate.store(figures.late, ordering: .relaxed)
+    }
 }
 
 extension Atomic where Value == UInt64 {

@@ -143,6 +143,8 @@ final class Detacher {
                 pending[index].unawaitedUntil = now
             }
         }
+        // A direct read may have pinned pages and wait here for one that another host has, for as long as the link is down.
+        if let asked = core.peerDemand?.oldest, Clock.nanoseconds() - asked > core.parkedNanosecondsMax { since = min(since ?? .max, asked) }
         if let since { core.quiet.stand(since: since) } else { core.quiet.run() }
     }
 

@@ -98,6 +98,8 @@ package final class DeviceCore: @unchecked Sendable {
     package let journal: ReclaimJournal
     /// nil: nobody wants to know.
     package let heat: HeatMap?
+    /// nil: no page is at another host, nor will be.
+    package let peerDemand: PeerDemand?
     private let onEvent: @Sendable (DeviceEvent) -> Void
 
     package let stopping = Atomic<Bool>(false)
@@ -130,7 +132,7 @@ package final class DeviceCore: @unchecked Sendable {
     package init(
         name: String, table: PageTable, memfd: consuming Descriptor, swap: consuming SwapFile, seals: SlotSeals?, mapper: Mapper, settings: DeviceSettings,
         budgetPages: UInt64, counters: Counters, discards: DiscardRing?, journal: ReclaimJournal, quiet: QuietClock, heat: HeatMap? = nil,
-        onEvent: @escaping @Sendable (DeviceEvent) -> Void
+        peerDemand: PeerDemand? = nil, onEvent: @escaping @Sendable (DeviceEvent) -> Void
     ) throws(Errno) {
         self.name = name
         self.table = table
@@ -144,6 +146,7 @@ package final class DeviceCore: @unchecked Sendable {
         self.journal = journal
         self.quiet = quiet
         self.heat = heat
+        self.peerDemand = peerDemand
         self.onEvent = onEvent
         arrivals = ArrivalRing(pageCount: table.pageCount)
         faultWork = try EventCounter()

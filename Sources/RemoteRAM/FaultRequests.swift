@@ -8,6 +8,10 @@ package final class FaultRequests: Sendable {
         case discard([PageRange])
         /// Bring the range in, as far as the budget allows. `pin`: zero pages too, and pin every page.
         case load(PageRange, pin: Bool)
+        /// Install what has come from another host.
+        case install(PeerDelivery)
+        /// Another host cannot read these pages, which it has.
+        case lose([PageRange])
     }
 
     package final class Request: Sendable {

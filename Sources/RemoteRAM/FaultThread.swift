@@ -12,6 +12,7 @@ import Synchronization
 ///      filling    its read is under way here: UFFDIO_COPY will wake
 ///      detaching  noted; reclaim wakes it when it is done
 ///      poisoned   UFFDIO_POISON again
+///      peer       noted and asked for; what comes is installed here (`PeerDelivery`)
 ///
 /// Concurrency: everything here belongs to the one thread that calls `run`.
 final class FaultThread {
@@ -23,6 +24,8 @@ final class FaultThread {
     private let messages: UnsafeMutableBufferPointer<uffd_msg>
     private var slots = PageInSlots()
     private var readAhead: ReadAhead
+    /// Of faults on pages that were never used: how memory is filled says nothing about how it is used.
+    private var fillAhead: ReadAhead
     /// Faults that wait for room in the budget, a free slot, or memory.
     private var parked: [(page: PageIndex, arrived: Int64)] = []
     /// The fault that is being answered has waited long enough: it may exceed the budget.
@@ -58,6 +61,7 @@ final class FaultThread {
         unsafe messages = .allocate(capacity: Self.messagesMax)
         parkedNanosecondsMax = core.parkedNanosecondsMax
         readAhead = ReadAhead(windowMax: core.settings.readAheadPagesMax, pageCount: core.table.pageCount)
+        fillAhead = ReadAhead(windowMax: min(Self.zeroAheadPagesMax, core.settings.readAheadPagesMax), pageCount: core.table.pageCount)
         parked.reserveCapacity(256)
     }
 
@@ -168,7 +172,7 @@ final class FaultThread {
             case .filling:
                 _ = table.noteWaiting(page)
                 counters.faultsInFlight.add(1)
-                bringAhead(of: page)
+                bringAhead(of: page, inFlight: true)
                 return
             case .detaching:
                 if table.noteWaiting(page) {
@@ -179,7 +183,7 @@ final class FaultThread {
                 poisonAgain(page)
                 return
             case .peer:
-                preconditionFailure("no peers yet")
+                if awaitPeer(page, arrived: arrived) { return }
             }
         }
     }
@@ -235,19 +239,22 @@ final class FaultThread {
         } else {
             park(page, arrived: arrived)
         }
-        if let ahead = readAhead.onFault(page) { zeroAhead(ahead) }
+        if let plan = fillAhead.onFault(page) { zeroAhead(plan) }
     }
 
-    private func zeroAhead(_ range: PageRange) {
-        var page = range.start
-        let end = min(range.end, range.start + Self.zeroAheadPagesMax)
-        while page < end, table[page].phase == .zero, core.mapper.address(of: page) != nil,
-            core.hasRoom(for: Int64(Self.zeroAheadPagesMax)), table.claim(page, from: .zero) != nil
-        {
-            page += 1
+    private func zeroAhead(_ plan: ReadAhead.Plan) {
+        var taken: UInt64 = 0
+        // Only where memory is filled from below or from above: a stride may be all that is ever used.
+        if plan.run != nil {
+            while taken < plan.count, table[plan.page(taken)].phase == .zero, core.mapper.address(of: plan.page(taken)) != nil,
+                core.hasRoom(for: Int64(Self.zeroAheadPagesMax)), table.claim(plan.page(taken), from: .zero) != nil
+            {
+                taken += 1
+            }
         }
-        readAhead.shorten(to: page)
-        if page > range.start { _ = installZeros(PageRange(range.start, page), heat: 0) }
+        fillAhead.took(places: taken, pages: taken)
+        guard taken > 0, let run = ReadAhead.Plan(first: plan.first, stride: plan.stride, count: taken).run else { return }
+        _ = installZeros(run, heat: 0)
         noteClaimed()
     }
 
@@ -339,7 +346,7 @@ final class FaultThread {
         noteClaimed()
         counters.faultsSSD.add(1)
         readDemand(page, arrived: arrived, isRetry: false)
-        bringAhead(of: page)
+        bringAhead(of: page, inFlight: false)
     }
 
     private func readDemand(_ page: PageIndex, arrived: Int64, isRetry: Bool) {
@@ -357,17 +364,63 @@ final class FaultThread {
             core.swap.descriptor, into: ring.buffer(slots.firstBuffer(index)), bytes: Int(pages.bytes), at: pages.offset, tag: UInt64(index))
     }
 
-    private func bringAhead(of page: PageIndex) {
-        guard let ahead = readAhead.onFault(page) else { return }
+    private func bringAhead(of page: PageIndex, inFlight: Bool) {
+        let plan = readAhead.onFault(page, inFlight: inFlight) { table[$0].phase == .ssd }
+        defer { counters.publish(readAhead.figures) }
+        guard var plan else { return }
         // A device with little DRAM must not give it all to what may come.
-        let most = min(ahead.count, UInt64(max(16, core.budget.limit / 8)))
-        let near = ahead.end <= page ? PageRange(ahead.end - most, ahead.end) : PageRange(ahead.start, ahead.start + most)
-        readAhead.shorten(to: readRuns(near, leaving: 0))
+        plan.count = min(plan.count, UInt64(max(16, core.budget.limit / 8)))
+        let (places, pages) =
+            switch plan.run {
+            case nil: readStrided(plan)
+            case let run? where plan.stride > 0: readAscending(run)
+            case let run?: readDescending(run)
+            }
+        readAhead.took(places: places, pages: pages)
     }
 
-    /// Queues reads for the pages of `range` that are on the SSD, as far as slots and room go. Returns the first page not looked at.
-    private func readRuns(_ range: PageRange, leaving reserve: Int) -> PageIndex {
+    private func readAscending(_ run: PageRange) -> (places: UInt64, pages: UInt64) {
+        let (next, pages) = readRuns(run, leaving: 0)
+        return (next - run.start, pages)
+    }
+
+    /// The nearest first, a read at a time; within a read in ascending order.
+    private func readDescending(_ run: PageRange) -> (places: UInt64, pages: UInt64) {
+        var end = run.end
+        var all: UInt64 = 0
+        while end > run.start {
+            let piece = PageRange(end - min(end - run.start, PageInSlots.runPages), end)
+            let (next, pages) = readRuns(piece, leaving: 0)
+            all += pages
+            if next < piece.end { break }
+            end = piece.start
+        }
+        return (run.end - end, all)
+    }
+
+    /// Each page is a read of its own; half of the demand's slots stay free for it.
+    private func readStrided(_ plan: ReadAhead.Plan) -> (places: UInt64, pages: UInt64) {
+        var place: UInt64 = 0
+        var pages: UInt64 = 0
+        while place < plan.count, slots.freeDemandCount > PageInSlots.demandCount / 2, core.hasRoom(for: 1) {
+            let page = plan.page(place)
+            place += 1
+            guard table[page].phase == .ssd, core.mapper.address(of: page) != nil, table.claim(page, from: .ssd) != nil else { continue }
+            guard let index = slots.takeDemand(PageInSlots.Slot(pages: PageRange(page, page + 1))) else {
+                giveBack(page, to: .ssd)
+                break
+            }
+            read(index)
+            pages += 1
+        }
+        noteClaimed()
+        return (place, pages)
+    }
+
+    /// Queues reads for the pages of `range` that are on the SSD, as far as slots and room go. Returns the first page not looked at, and how many are read.
+    private func readRuns(_ range: PageRange, leaving reserve: Int) -> (next: PageIndex, pages: UInt64) {
         var page = range.start
+        var pages: UInt64 = 0
         while page < range.end, slots.freeRunCount > reserve {
             guard table[page].phase == .ssd, core.mapper.address(of: page) != nil else {
                 page += 1
@@ -383,8 +436,9 @@ final class FaultThread {
             guard page > start else { break }
             noteClaimed()
             if let index = slots.takeRun(PageInSlots.Slot(pages: PageRange(start, page))) { read(index) }
+            pages += page - start
         }
-        return page
+        return (page, pages)
     }
 
     private func complete(_ index: Int, result: Int32) {
@@ -492,9 +546,120 @@ final class FaultThread {
         core.arrivals.append(page)
     }
 
+    // MARK: Pages that another host has
+
+    /// Asks the other host for it. False: the page has come meanwhile, look again.
+    private func awaitPeer(_ page: PageIndex, arrived: Int64) -> Bool {
+        // Without room it would only wait here, with its content in hand.
+        guard ignoresBudget || core.hasRoom(for: 1) else {
+            park(page, arrived: arrived)
+            return true
+        }
+        guard table.noteWaitingForPeer(page) else { return false }
+        counters.faultsPeer.add(1)
+        // Too many are asked for: again in a moment.
+        if core.peerDemand?.ask(page, since: arrived) != true { park(page, arrived: arrived) }
+        return true
+    }
+
+    /// Installs pages that have come. What is here by now, or has been given up, is left out; so is what nobody waits for and has no room.
+    private func install(_ delivery: PeerDelivery) {
+        // As for a page-in: what the VMM gave up before must not come back.
+        drainDiscards()
+        defer { drainDiscards() }
+        var place = 0
+        while place < delivery.pages.count, !core.mapperGone.load(ordering: .relaxed) {
+            guard mayInstall(delivery.pages[place].page) else {
+                leave(delivery.pages[place].page)
+                place += 1
+                continue
+            }
+            var end = place + 1
+            while end < delivery.pages.count, delivery.pages[end].page == delivery.pages[end - 1].page + 1, mayInstall(delivery.pages[end].page) { end += 1 }
+            let run = PageRange(delivery.pages[place].page, delivery.pages[place].page + UInt64(end - place))
+            unsafe installFromPeer(run, delivery.memory + place * pageBytes, heat: delivery.pages[place].heat)
+            place = end
+        }
+        noteClaimed()
+    }
+
+    /// Takes the page for it.
+    private func mayInstall(_ page: PageIndex) -> Bool {
+        guard core.mapper.address(of: page) != nil, table[page].waiting || core.hasRoom(for: 1) else { return false }
+        return table.beginPeerInstall(page)
+    }
+
+    /// A page that has come and is not installed is asked for no longer, unless somebody waits for it.
+    private func leave(_ page: PageIndex) {
+        let entry = table[page]
+        if entry.phase != .peer || !entry.waiting { _ = core.peerDemand?.finish(page) }
+    }
+
+    private func installFromPeer(_ run: PageRange, _ content: UnsafeRawPointer, heat: UInt8) {
+        let stamp = core.quiet.stamp()
+        core.mapper.forEachPiece(of: run) { address, pages in
+            var page = pages.start
+            var attempts = 0
+            while page < pages.end {
+                do throws(Errno) {
+                    let at = address + (page - pages.start) << pageShift
+                    let source = unsafe content + Int((page - run.start) << pageShift)
+                    let done = try unsafe core.mapper.userfault.copy(to: at, from: source, length: (pages.end - page) << pageShift, mode: .dirty) >> pageShift
+                    for filled in page..<(page + done) { finishFromPeer(filled, heat: heat, stamp: stamp) }
+                    page += done
+                } catch {
+                    attempts += 1
+                    if error == .exists {
+                        // A server that has died had installed it.
+                        finishFromPeer(page, heat: heat, stamp: stamp)
+                        core.mapper.wake(PageRange(page, page + 1))
+                        page += 1
+                    } else if error == .again, attempts < Self.againMax {
+                        continue
+                    } else {
+                        // Still the other host's: whoever waits asks once more.
+                        note(error)
+                        for left in page..<pages.end {
+                            table.cancelPeerInstall(left)
+                            core.peerDemand?.askAgain(left)
+                        }
+                        return
+                    }
+                }
+            }
+        }
+    }
+
+    private func finishFromPeer(_ page: PageIndex, heat: UInt8, stamp: Stamp) {
+        let waited = table.finishPeer(page, heat: heat, stamp: stamp)
+        core.arrivals.append(page)
+        counters.pagesInPeer.add(1)
+        guard let since = core.peerDemand?.finish(page), waited else { return }
+        let time = Clock.nanoseconds() - since
+        counters.faultTimes.record(time)
+        counters.stallNanoseconds.add(UInt64(max(0, time)))
+    }
+
+    private func lose(_ page: PageIndex) {
+        guard table.beginPeerInstall(page) else { return leave(page) }
+        // In this order: a server that dies in between asks again, and is told again.
+        mark(page)
+        table.losePeer(page)
+        _ = core.peerDemand?.finish(page)
+        core.mapper.wake(PageRange(page, page + 1))
+        core.report(.poisoned(page, .io))
+    }
+
     // MARK: Pages that cannot be read
 
     private func poison(_ page: PageIndex, error: Errno) {
+        mark(page)
+        _ = table.abandonFilling(page, to: .poisoned)
+        core.mapper.wake(PageRange(page, page + 1))
+        core.report(.poisoned(page, error))
+    }
+
+    private func mark(_ page: PageIndex) {
         if let address = core.mapper.address(of: page) {
             do throws(Errno) {
                 try core.mapper.userfault.poison(at: address)
@@ -502,9 +667,6 @@ final class FaultThread {
                 if error == .noProcess { core.noteMapperGone() } else { core.report(.kernelRefused("poisoning page \(page)", error)) }
             }
         }
-        _ = table.abandonFilling(page, to: .poisoned)
-        core.mapper.wake(PageRange(page, page + 1))
-        core.report(.poisoned(page, error))
     }
 
     private func poisonAgain(_ page: PageIndex) {
@@ -579,7 +741,16 @@ final class FaultThread {
     private func discardOne(_ page: PageIndex, from source: DiscardSource) -> DiscardOutcome {
         while true {
             switch table[page].phase {
-            case .zero, .peer: return .done
+            case .zero: return .done
+            case .peer:
+                if table.discardFromPeer(page) {
+                    _ = core.peerDemand?.finish(page)
+                    core.mapper.wake(PageRange(page, page + 1))
+                    return .done
+                }
+                // On its way into its slot.
+                if source == .request { return .busy }
+                if table.noteDiscardedFromPeer(page) { return .done }
             case .ssd: if table.discardFromSSD(page) { return .done }
             case .dram:
                 guard table.claim(page, from: .dram) != nil else { continue }
@@ -630,6 +801,13 @@ final class FaultThread {
                 discarding.append((request, ranges))
             case .load:
                 loads.append(request)
+            case .install(let delivery):
+                install(delivery)
+                request.isDone.store(true, ordering: .releasing)
+                delivery.installed.signal()
+            case .lose(let ranges):
+                for range in ranges { for page in range.start..<range.end { lose(page) } }
+                request.isDone.store(true, ordering: .releasing)
             }
         }
         // Also the quiet time for entries of the discard ring that nobody kicked for.
@@ -662,7 +840,7 @@ final class FaultThread {
                 continue
             }
             if current.pin { pinAndFill(PageRange(current.next, step)) }
-            let reached = readRuns(PageRange(current.next, step), leaving: 2)
+            let reached = readRuns(PageRange(current.next, step), leaving: 2).next
             if reached == current.next { break }
             current.next = reached
         }
@@ -684,6 +862,7 @@ final class FaultThread {
         for page in range.start..<range.end {
             guard core.mapper.address(of: page) != nil else { continue }
             table.setPinned(page, true)
+            if table[page].phase == .peer { _ = core.peerDemand?.ask(page, since: Clock.nanoseconds()) }
             if table[page].phase == .zero, core.hasRoom(for: 1), table.claim(page, from: .zero) != nil {
                 _ = installZeros(PageRange(page, page + 1), heat: 0)
             }

@@ -280,16 +280,17 @@ package final class MemoryDevice: Sendable {
             let core = try DeviceCore(
                 name: name, table: table, memfd: try memfd.duplicate(), swap: SwapFile(sharing: try swapFile.file.descriptor.duplicate(), path: swapPath),
                 seals: seals, mapper: mapper, settings: settings, budgetPages: budgetPages.withLock { $0 }, counters: counters, discards: discards,
-                journal: journal, quiet: quiet, heat: heat?.map
+                journal: journal, quiet: quiet, heat: heat?.map, peerDemand: table.peerPages > 0 ? try PeerDemand() : nil
             ) { [weak self] event in self?.note(event) }
             // The rings belong to the threads that use them, so each thread makes its own and says how it went.
-            let fault = try Self.launch("mdd-fault") { () throws(Errno) -> @Sendable () -> Void in
+            let patience = left == nil ? 0 : Self.buffersNanoseconds
+            let fault = try Self.launch("mdd-fault", patience) { () throws(Errno) -> @Sendable () -> Void in
                 let thread = FaultThreadBox(try FaultThread(core: core, requests: requests))
                 return { thread.body.run() }
             }
             let reclaim: Thread
             do throws(Errno) {
-                reclaim = try Self.launch("mdd-reclaim") { () throws(Errno) -> @Sendable () -> Void in
+                reclaim = try Self.launch("mdd-reclaim", patience) { () throws(Errno) -> @Sendable () -> Void in
                     let thread = ReclaimThreadBox(try ReclaimThread(core: core, evictions: evictions))
                     return { thread.body.run() }
                 }
@@ -307,8 +308,8 @@ package final class MemoryDevice: Sendable {
                 $0 = Running(core: core, requests: requests, evictions: evictions, faultThread: fault, reclaimThread: reclaim, heatThread: watching)
             }
             core.wakeReclaim()
-            // Events that the dead process had read are nobody's any more.
-            if left != nil { mapper.wake(PageRange(0, pageCount)) }
+            // Events that a dead process had read, or threads that have ended, are nobody's any more.
+            mapper.wake(PageRange(0, pageCount))
         } catch {
             throw .thread(error)
         }
@@ -338,7 +339,22 @@ package final class MemoryDevice: Sendable {
         init(_ body: ReclaimThread) { self.body = body }
     }
 
-    /// Starts a thread whose set-up may fail; throws what the set-up threw.
+    /// Where memory that a user locks is limited, the buffers of a process that has died count for a moment longer.
+    private static let buffersNanoseconds: Int64 = 5_000_000_000
+
+    /// Starts a thread whose set-up may fail; throws what the set-up threw. `patience`: so long a lack of memory is taken for one that passes, in nanoseconds.
+    private static func launch(
+        _ name: String, _ patience: Int64, _ prepare: @escaping @Sendable () throws(Errno) -> @Sendable () -> Void
+    ) throws(Errno) -> Thread {
+        let end = Clock.nanoseconds() + patience
+        while true {
+            do throws(Errno) { return try launch(name, prepare) } catch {
+                guard error == .noMemory, Clock.nanoseconds() < end else { throw error }
+                Clock.sleep(milliseconds: 10)
+            }
+        }
+    }
+
     private static func launch(
         _ name: String, _ prepare: @escaping @Sendable () throws(Errno) -> @Sendable () -> Void
     ) throws(Errno) -> Thread {
@@ -424,9 +440,11 @@ package final class MemoryDevice: Sendable {
         try lifecycle.withLock { _ throws(Failure) in
             if suspended.withLock({ $0 != nil }) { throw .alreadyRunning }
             let core = runningCore
+            // A VMM that is in use is left alone: stopping what serves it costs it faults that have been read and not answered.
+            if let core, looksTouched || Self.hasTouched(core) { throw .touched }
             stopLocked()
-            let isTouched = (try? core?.mapper.hasTouched()) ?? false
-            if isTouched || table.residentPages > 0 || table.ssdPages > 0 || table.poisonedPages > 0 {
+            let isTouched = core.map(Self.hasTouched) ?? false
+            if isTouched || hasContents {
                 if let core { try startLocked(mapper: core.mapper, discards: core.discards, left: nil) }
                 throw .touched
             }
@@ -436,8 +454,14 @@ package final class MemoryDevice: Sendable {
 
     private static let glancedPagesMax: UInt64 = 64
 
+    /// Where its page table cannot be read its memory may have been used.
+    private static func hasTouched(_ core: DeviceCore) -> Bool { (try? core.mapper.hasTouched()) ?? true }
+
+    /// Here, or at the host that it comes from.
+    private var hasContents: Bool { table.residentPages > 0 || table.ssdPages > 0 || table.poisonedPages > 0 || table.peerPages > 0 }
+
     /// Its VMM has begun to use it, as far as can be seen without stopping it: nothing can be received.
-    package var looksTouched: Bool { table.ssdPages > 0 || table.poisonedPages > 0 || residentPages > Self.glancedPagesMax }
+    package var looksTouched: Bool { table.ssdPages > 0 || table.peerPages > 0 || table.poisonedPages > 0 || residentPages > Self.glancedPagesMax }
 
     /// What has come is all there is: the VMM's faults are answered from now on. It must be attached, and must not have looked at its memory before.
     package func finishReceiving() throws(Failure) {
@@ -504,7 +528,7 @@ package final class MemoryDevice: Sendable {
         while !core.isHolding.load(ordering: .sequentiallyConsistent) || hasPagesAway(PageRange(0, pageCount)) {
             // The session may have stopped the device meanwhile: then there is nobody to hand anything to.
             guard running.withLock({ $0?.core }) === core else { return true }
-            let away = UInt64(table.ssdPages)
+            let away = UInt64(table.ssdPages + table.peerPages)
             turnsWithoutProgress = away < awayBefore ? 0 : turnsWithoutProgress + 1
             awayBefore = away
             let isStuck = turnsWithoutProgress > Self.releaseTurnsMax
@@ -519,7 +543,8 @@ package final class MemoryDevice: Sendable {
             if turnsWithoutProgress > 0 { usleep(Self.releasePauseMicroseconds) }
         }
         // Half of it done, the next server must not serve on: it finishes it.
-        try? settings.vault.hold(memfd.number, key: key(Self.releasedKey))
+        // A description of its own: a service manager holds each only once.
+        if let mark = try? Memfd.create(name: "memdevd-released", size: UInt64(pageBytes)) { try? settings.vault.hold(mark.number, key: key(Self.releasedKey)) }
         for placement in core.mapper.placements {
             do throws(Errno) {
                 try core.mapper.userfault.unregister(address: placement.address, length: placement.pages.bytes)
@@ -657,6 +682,15 @@ package final class MemoryDevice: Sendable {
         guard total <= budget else { return false }
         for range in ranges { for page in range.start..<range.end { table.setPinned(page, true) } }
         return true
+    }
+
+    /// Pages that have come from another host; nil when no VMM is served.
+    func install(_ delivery: PeerDelivery) -> FaultRequests.Request? { send(.install(delivery)) }
+
+    /// Nobody can read these pages, which another host has: an access to them fails from now on. Waits until that is so.
+    func lose(_ ranges: [PageRange]) {
+        guard let request = send(.lose(ranges)) else { return }
+        wait(for: request)
     }
 
     /// The ranges are unused from now on. Waits until they are.

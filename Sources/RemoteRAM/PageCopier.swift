@@ -9,7 +9,9 @@ package import Kernel
 package final class PageCopier {
     package let pageCount: UInt64
     package let table: PageTable
-    private let core: DeviceCore
+    private let device: MemoryDevice
+    /// nil: the device is not served, nothing moves in it.
+    private let core: DeviceCore?
     private let quietUnits: Int64
     private var judgement: Stamp
 
@@ -42,6 +44,7 @@ package final class PageCopier {
     /// nil when no VMM is served.
     package init?(_ device: MemoryDevice) {
         guard let core = device.runningCore else { return nil }
+        self.device = device
         self.core = core
         table = core.table
         pageCount = device.pageCount
@@ -49,19 +52,33 @@ package final class PageCopier {
         judgement = core.quiet.judgement()
     }
 
+    /// Of a device whose VMM stands still for good, served or not: nothing writes to it any more, so every copy is final.
+    package init(still device: MemoryDevice) {
+        self.device = device
+        core = nil
+        table = device.table
+        pageCount = device.pageCount
+        quietUnits = 0
+        judgement = Stamp(raw: 0)
+    }
+
     package var log: DirtyLog { table.dirtyLog }
 
-    package var isStopped: Bool { core.stopping.load(ordering: .acquiring) || core.mapperGone.load(ordering: .acquiring) }
+    package var isStopped: Bool {
+        guard let core else { return false }
+        return core.stopping.load(ordering: .acquiring) || core.mapperGone.load(ordering: .acquiring)
+    }
 
     /// Everything that was written until now is in the dirty log afterwards, and what is quiet is judged as of now. Waits for the reclaim thread.
     package func scan() throws(Failure) {
-        guard core.scanOrders.scan(core) else { throw .stopped }
+        guard let core, core.scanOrders.scan(core) else { throw .stopped }
         core.waitForDiscards()
         judgement = core.quiet.judgement()
     }
 
     /// While the VMM stands still and has no I/O in flight (rule R13), nothing is paged out; what was on its way out is back when this returns.
     package func setHolding(_ hold: Bool) {
+        guard let core else { return }
         core.isDrained.store(hold, ordering: .sequentiallyConsistent)
         core.holdWanted.store(hold, ordering: .sequentiallyConsistent)
         core.reclaimWork.signal()
@@ -84,7 +101,7 @@ package final class PageCopier {
     package func isQuiet(_ page: PageIndex) -> Bool { quietUnits == 0 || judgement.units(since: table[page].stamp) >= quietUnits }
 
     /// How long an I/O of the VMM may go on after its page was reported written; 0: it has promised that there is none.
-    package var graceMilliseconds: Int64 { quietUnits == 0 ? 0 : core.quietMilliseconds }
+    package var graceMilliseconds: Int64 { quietUnits == 0 ? 0 : core?.quietMilliseconds ?? 0 }
 
     /// Copies a run that was in DRAM.
     package func copyResident(_ run: PageRange, into buffer: UnsafeMutableRawPointer, _ results: inout [Copy]) throws(Failure) {
@@ -113,7 +130,7 @@ package final class PageCopier {
     /// Reads a run as it is in the memfd: pages that are away are zeros.
     package func readResident(_ run: PageRange, into buffer: UnsafeMutableRawPointer) throws(Failure) {
         do throws(Errno) {
-            let got = try unsafe core.memfd.read(into: UnsafeMutableRawBufferPointer(start: buffer, count: Int(run.bytes)), at: run.offset)
+            let got = try unsafe device.memfd.read(into: UnsafeMutableRawBufferPointer(start: buffer, count: Int(run.bytes)), at: run.offset)
             guard got == Int(run.bytes) else { throw .io }
         } catch {
             throw .unreadable(run.start, error)
@@ -126,8 +143,8 @@ package final class PageCopier {
         var before: [PageEntry] = []
         for page in run.start..<run.end { before.append(table[page]) }
         do throws(Errno) {
-            if let injected = core.settings.injectDiskResult?(.read, run), injected < 0 { throw Errno(-injected) }
-            let got = try unsafe core.swap.descriptor.read(into: UnsafeMutableRawBufferPointer(start: buffer, count: Int(run.bytes)), at: run.offset)
+            if let injected = device.injectDiskResult?(.read, run), injected < 0 { throw Errno(-injected) }
+            let got = try unsafe device.swapBox.file.descriptor.read(into: UnsafeMutableRawBufferPointer(start: buffer, count: Int(run.bytes)), at: run.offset)
             guard got == Int(run.bytes) else { throw .io }
         } catch {
             throw .unreadable(run.start, error)
@@ -140,7 +157,7 @@ package final class PageCopier {
                 results.append(again(page))
                 continue
             }
-            guard unsafe core.openSlot(page, entry, at: at) else { throw .unreadable(page, .io) }
+            guard unsafe DeviceCore.openSlot(page, entry, device.seals, at: at) else { throw .unreadable(page, .io) }
             results.append(.content(checksum: entry.checksum, heat: entry.heat, fromSSD: true))
         }
     }

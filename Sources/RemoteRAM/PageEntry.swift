@@ -28,7 +28,14 @@
 ///      dram ──────▶ detaching    reclaim thread the slot is valid
 ///      detaching ─▶ ssd, zero    reclaim thread judged clean
 ///      detaching ─▶ dram         reclaim thread judged written: put back
-///      zero, dram, ssd ─▶ zero, dram, ssd   receiving thread: what came from a peer, while no VMM is served
+///      zero, dram, ssd ─▶ zero, dram, ssd, peer   receiving thread: what came from a peer, or will, while no VMM is served
+///      peer ──────▶ dram         fault thread   came from the peer and is installed
+///      peer ──────▶ ssd          peer's thread  came from the peer and is in its slot (`writingBack` meanwhile)
+///      peer ──────▶ zero         fault thread   discard
+///      peer ──────▶ poisoned     fault thread   the peer cannot read it
+///
+/// In phase peer a page never leaves that phase before its content is here and durable as far as this host's memory is: a server that dies in between finds it in the
+/// memfd (installed), or fetches it once more.
 ///
 /// `PageTable` is the only place that makes them.
 package struct PageEntry: Equatable, Sendable {

@@ -1,4 +1,4 @@
-/// The reads that the fault thread may have in flight: many of one page for demand, some of up to 128 pages (512 KiB) for what lies ahead.
+/// The reads that the fault thread may have in flight: many of one page for demand (and strides), some of up to 128 pages (512 KiB) for what lies ahead.
 /// Each has its own piece of the ring's registered memory. Used by the fault thread only.
 package struct PageInSlots {
     package struct Slot {
@@ -23,6 +23,7 @@ package struct PageInSlots {
     package init() {}
 
     package var hasFreeDemand: Bool { !freeDemand.isEmpty }
+    package var freeDemandCount: Int { freeDemand.count }
     package var freeRunCount: Int { freeRuns.count }
     package var inFlight: Int { Self.demandCount + Self.runCount - freeDemand.count - freeRuns.count }
 

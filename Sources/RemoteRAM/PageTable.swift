@@ -27,6 +27,7 @@ package final class PageTable: @unchecked Sendable {
     private let residentCount = Atomic<Int64>(0)
     private let ssdCount = Atomic<Int64>(0)
     private let poisonedCount = Atomic<Int64>(0)
+    private let peerCount = Atomic<Int64>(0)
     private let dirtyCount = Atomic<Int64>(0)
     private let pinnedCount = Atomic<Int64>(0)
     private let staleCount = Atomic<Int64>(0)
@@ -93,7 +94,17 @@ package final class PageTable: @unchecked Sendable {
                 entry.stamp = stamp
                 entry.slotValid = false
                 entry.contentZero = false
-            case .zero, .dram, .ssd, .peer, .poisoned:
+            case .peer:
+                // Installed, and the table not told: the guest may have written to it since.
+                if isInMemory() {
+                    entry.phase = .dram
+                    entry.stamp = stamp
+                    entry.slotValid = false
+                } else if entry.discarded {
+                    // On its way into its slot when the VMM gave it up.
+                    entry.phase = .zero
+                }
+            case .zero, .dram, .ssd, .poisoned:
                 break
             }
             entry.writingBack = false
@@ -136,6 +147,8 @@ package final class PageTable: @unchecked Sendable {
 
     package var residentPages: Int64 { residentCount.load(ordering: .relaxed) }
     package var ssdPages: Int64 { max(0, ssdCount.load(ordering: .relaxed)) }
+    /// Pages that another host still has.
+    package var peerPages: Int64 { max(0, peerCount.load(ordering: .sequentiallyConsistent)) }
     package var poisonedPages: Int64 { max(0, poisonedCount.load(ordering: .relaxed)) }
     package var dirtyPages: Int64 { max(0, dirtyCount.load(ordering: .relaxed)) }
     /// Pages whose slot takes up disk space that nobody needs.
@@ -187,6 +200,7 @@ package final class PageTable: @unchecked Sendable {
         adjust(residentCount, before.isResident, after.isResident)
         adjust(ssdCount, before.phase == .ssd, after.phase == .ssd)
         adjust(poisonedCount, before.phase == .poisoned, after.phase == .poisoned)
+        adjust(peerCount, before.phase == .peer, after.phase == .peer)
         adjust(dirtyCount, before.isDirty, after.isDirty)
         adjust(pinnedCount, before.pinned, after.pinned)
         adjust(staleCount, before.slotIsStale, after.slotIsStale)
@@ -499,13 +513,14 @@ package final class PageTable: @unchecked Sendable {
 
     // MARK: Receiving thread (no VMM is served)
 
-    /// A page of a device that is being received has come: its content is in the memfd (`dram`), in its slot (`ssd`, with its checksum), or all zeros.
+    /// A page of a device that is being received has come: its content is in the memfd (`dram`), in its slot (`ssd`, with its checksum), or all zeros; or it comes when the
+    /// VM runs here already (`peer`).
     package func receive(_ page: PageIndex, as phase: PageEntry.Phase, heat: UInt8, checksum: UInt32, stamp: Stamp) {
         // What goes straight onto the SSD has never been resident here.
         noteTouched(page)
         _ = update(page) { entry in
-            precondition(entry.phase == .zero || entry.phase == .dram || entry.phase == .ssd, "nobody else has it while it is received")
-            precondition(phase == .zero || phase == .dram || phase == .ssd)
+            precondition(entry.isSettled, "nobody else has it while it is received")
+            precondition(PageEntry(phase: phase).isSettled)
             entry.phase = phase
             entry.slotValid = phase == .ssd
             entry.contentZero = false
@@ -522,13 +537,147 @@ package final class PageTable: @unchecked Sendable {
     /// What had been received of the page is forgotten.
     package func reset(_ page: PageIndex) {
         _ = update(page) { entry in
-            precondition(entry.phase == .zero || entry.phase == .dram || entry.phase == .ssd, "nobody else has it while it is received")
+            precondition(entry.isSettled, "nobody else has it while it is received")
             let pinned = entry.pinned
             entry = PageEntry()
             entry.pinned = pinned
             return true
         }
     }
+}
+
+// MARK: Pages that another host still has
+
+extension PageTable {
+    /// A fault waits for a page that another host has (fault thread). False: it is here by now, look again.
+    package func noteWaitingForPeer(_ page: PageIndex) -> Bool {
+        update(page) { entry in
+            guard entry.phase == .peer else { return false }
+            entry.waiting = true
+            return true
+        }.changed
+    }
+
+    /// Takes a page that has come for installing it (fault thread), until `finishPeer`, `losePeer` or `cancelPeerInstall`. False: it is not another host's any more, or on its way into its slot.
+    package func beginPeerInstall(_ page: PageIndex) -> Bool {
+        update(page) { entry in
+            guard entry.phase == .peer, !entry.writingBack else { return false }
+            entry.touched = true
+            return true
+        }.changed
+    }
+
+    /// It could not be installed: it is still the other host's.
+    package func cancelPeerInstall(_ page: PageIndex) {
+        _ = update(page) { entry in
+            guard entry.phase == .peer, entry.touched else { return false }
+            entry.touched = false
+            return true
+        }
+    }
+
+    /// A page that came from another host is in the memfd (fault thread); it has no slot. Returns whether a fault waited for it.
+    package func finishPeer(_ page: PageIndex, heat: UInt8, stamp: Stamp) -> Bool {
+        let (before, _) = update(page) { entry in
+            precondition(entry.phase == .peer && entry.touched && !entry.writingBack, "taken by beginPeerInstall")
+            entry.phase = .dram
+            entry.touched = false
+            entry.heat = heat
+            entry.stamp = stamp
+            entry.slotValid = false
+            entry.contentZero = false
+            entry.waiting = false
+            return true
+        }
+        return before.waiting
+    }
+
+    /// Takes a page that has come for writing it to its slot (the thread of the connection). False: a fault waits for it, or it is here, or being installed or written already.
+    package func beginPeerWrite(_ page: PageIndex) -> Bool {
+        update(page) { entry in
+            guard entry.phase == .peer, !entry.waiting, !entry.writingBack, !entry.touched else { return false }
+            entry.writingBack = true
+            entry.slotAllocated = true
+            entry.discarded = false
+            return true
+        }.changed
+    }
+
+    /// The page is durable in its slot. Returns whether a fault has begun to wait for it meanwhile: wake it.
+    package func finishPeerWrite(_ page: PageIndex, checksum: UInt32, heat: UInt8) -> Bool {
+        let (before, _) = update(page) { entry in
+            precondition(entry.phase == .peer && entry.writingBack, "only its thread writes it")
+            entry.writingBack = false
+            entry.waiting = false
+            entry.phase = entry.discarded ? .zero : .ssd
+            entry.slotValid = !entry.discarded
+            entry.contentZero = false
+            entry.discarded = false
+            entry.checksum = checksum
+            entry.heat = heat
+            return true
+        }
+        return before.waiting
+    }
+
+    /// The disk has not taken it: it is still the other host's. Returns whether a fault waits for it: wake it.
+    package func cancelPeerWrite(_ page: PageIndex) -> Bool {
+        let (before, _) = update(page) { entry in
+            precondition(entry.phase == .peer && entry.writingBack, "only its thread writes it")
+            entry.writingBack = false
+            entry.waiting = false
+            if entry.discarded { entry.phase = .zero }
+            entry.discarded = false
+            return true
+        }
+        return before.waiting
+    }
+
+    /// The VMM gave up a page that another host has (fault thread): nothing needs to come. False: it is on its way into its slot, or not there any more.
+    package func discardFromPeer(_ page: PageIndex) -> Bool {
+        let (_, changed) = update(page) { entry in
+            guard entry.phase == .peer, !entry.writingBack else { return false }
+            entry.phase = .zero
+            entry.waiting = false
+            entry.heat = 0
+            return true
+        }
+        return changed
+    }
+
+    /// As `noteDiscarded`, of a page on its way from another host into its slot.
+    package func noteDiscardedFromPeer(_ page: PageIndex) -> Bool {
+        update(page) { entry in
+            guard entry.phase == .peer, entry.writingBack else { return false }
+            entry.discarded = true
+            return true
+        }.changed
+    }
+
+    /// The other host cannot read the page (fault thread, after `beginPeerInstall`): nobody can.
+    package func losePeer(_ page: PageIndex) {
+        _ = update(page) { entry in
+            precondition(entry.phase == .peer && entry.touched && !entry.writingBack, "taken by beginPeerInstall")
+            entry.phase = .poisoned
+            entry.touched = false
+            entry.waiting = false
+            return true
+        }
+    }
+
+    /// The pages that another host still has, in runs, ascending.
+    package var peerRuns: [PageRange] {
+        var builder = RunBuilder()
+        for chunk in 0..<chunkCount where wasTouched(chunk: chunk) {
+            for page in (chunk << chunkShift)..<min(pageCount, (chunk + 1) << chunkShift) where self[page].phase == .peer { builder.append(page) }
+        }
+        return builder.runs
+    }
+}
+
+extension PageEntry {
+    /// In no phase that belongs to a thread.
+    var isSettled: Bool { phase == .zero || phase == .dram || phase == .ssd || phase == .peer }
 }
 
 extension PageTable: PageStates {}

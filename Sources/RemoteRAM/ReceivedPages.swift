@@ -105,6 +105,13 @@ package final class ReceivedPages {
         for page in run.start..<run.end where table[page].bits != 0 { table.receive(page, as: .zero, heat: 0, checksum: 0, stamp: stamp) }
     }
 
+    /// The pages come when the VM runs here already; what has come of them before is not theirs any more.
+    package func away(_ run: PageRange) throws(Errno) {
+        try dropResident(run)
+        let stamp = Stamp(nanoseconds: Clock.nanoseconds())
+        for page in run.start..<run.end { table.receive(page, as: .peer, heat: 0, checksum: 0, stamp: stamp) }
+    }
+
     /// Everything is where it belongs, or it throws what the disk said.
     package func flush() throws(Errno) {
         wait(until: Self.depth)

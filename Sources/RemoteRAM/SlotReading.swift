@@ -5,6 +5,11 @@ extension DeviceCore {
     /// Turns what was read from a slot into the page's content, in place. False: it is not what was written there (tag or checksum). `entry`: the page's, seen with a valid
     /// slot.
     package func openSlot(_ page: PageIndex, _ entry: PageEntry, at content: UnsafeMutableRawPointer) -> Bool {
+        unsafe Self.openSlot(page, entry, seals, at: content)
+    }
+
+    /// The same for a device that is not served.
+    package static func openSlot(_ page: PageIndex, _ entry: PageEntry, _ seals: SlotSeals?, at content: UnsafeMutableRawPointer) -> Bool {
         if let seals, unsafe !seals.open(page, at: content) { return false }
         return unsafe PageContent.checksum(content, index: page) == entry.checksum
     }

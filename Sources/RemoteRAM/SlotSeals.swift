@@ -15,7 +15,7 @@ import Synchronization
 /// durable and a scan has found the page unwritten; from then on nobody touches the slot or its tag until a transition has taken `slotValid` away. Writes of a dead server have
 /// landed (`SwapFile.waitForWrites`) before its heir seals anything.
 ///
-/// Concurrency: `seal` belongs to the reclaim thread; `open` to any thread, for a page whose slot it has seen valid, and counts if the slot is valid afterwards too.
+/// Concurrency: `seal` belongs to whoever has the page for writing to its slot (`writingBack`): the reclaim thread, or one that receives; `open` to any thread, for a page whose slot it has seen valid, and counts if the slot is valid afterwards too.
 package final class SlotSeals: @unchecked Sendable {
     private let secret: SecretMemory
     private let tagMemory: Descriptor

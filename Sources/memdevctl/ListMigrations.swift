@@ -37,12 +37,16 @@ enum MigrationText {
         let amounts = "\(Figure.size(status.toDRAM)) into DRAM, \(Figure.size(status.toSSD)) onto the SSD, \(Figure.size(status.onWire)) on the wire"
         switch status.state {
         case "done":
+            let fetched = status.isPostCopy == true ? ", \(Figure.size(status.fetched ?? 0)) of it waited for" : ""
             let rest = "last pass \(Figure.size(status.lastPassBytes)) in \(Figure.time(status.lastPass * 1000))"
             return
-                "\(status.vm): at \(status.peer) after \(Figure.time(status.duration * 1000)): \(amounts); \(rest)\(status.confirmed ? "" : "; \(status.peer) has not confirmed it")"
+                "\(status.vm): at \(status.peer) after \(Figure.time(status.duration * 1000)): \(amounts)\(fetched); \(rest)\(status.confirmed ? "" : "; \(status.peer) has not confirmed it")"
         case "waiting":
             let flat = status.isFlat ? ", and does not get less" : ""
             return "\(status.vm): \(amounts); \(Figure.size(status.left)) are left, about \(Figure.time(status.downtimeEstimate * 1000))\(flat)"
+        case "streaming":
+            let trouble = status.error.map { "; just now: \($0)" } ?? ""
+            return "\(status.vm): at \(status.peer), \(Figure.size(status.left)) of its memory are still here; \(amounts)\(trouble)"
         case "failed": return "\(status.vm): stays here: \(status.error ?? "")"
         default: return "\(status.vm): \(status.state); \(amounts)"
         }

@@ -23,6 +23,10 @@ struct Migrate: ParsableCommand {
     var downtime: Int = 50
     @Option(help: ArgumentHelp("Most to send in a second, until the VM is paused.", valueName: "size"), transform: ArgumentValue.size)
     var bandwidth: Size?
+    @Flag(help: "The VM goes on over there at once, and its memory follows it (post-copy). Should that host die before all has come, the VM is lost.")
+    var postCopy = false
+    @Flag(help: "The same, but only when copying does not get ahead of what the VM writes.")
+    var postCopyIfNeeded = false
     @Option(help: ArgumentHelp("Where the VMM over there waits for the device state, if 'memdevctl receive' has not said it.", valueName: "address"))
     var deviceState: String?
     @Option(help: ArgumentHelp("How long to wait for the VMM over there.", valueName: "s"))
@@ -43,13 +47,15 @@ struct Migrate: ParsableCommand {
         if dryRun, finish || commit || abort || quit || qmp != nil {
             throw ValidationError("--dry-run goes with --downtime, --bandwidth and --json only")
         }
+        if postCopy, postCopyIfNeeded { throw ValidationError("--post-copy and --post-copy-if-needed exclude each other") }
+        if postCopy || postCopyIfNeeded, finish || commit || abort || dryRun { throw ValidationError("--post-copy goes with the beginning of a migration") }
         guard [finish, commit, abort].count(where: { $0 }) <= 1 else { throw ValidationError("--finish, --commit and --abort exclude each other") }
         if !finish, !commit, !abort, host == nil { throw ValidationError("the host is missing: memdevctl migrate VM HOST") }
     }
 
     func run() throws {
         if finish { return try report(control.send(ControlRequest(.migrateFinish, vm: target.vm))) }
-        if commit { return try report(control.send(ControlRequest(.migrateCommit, vm: target.vm))) }
+        if commit { return try report(follow(control.send(ControlRequest(.migrateCommit, vm: target.vm)))) }
         if abort { return try stay() }
         if dryRun { return try forecast() }
         guard let qmp else { return try report(begin()) }
@@ -61,15 +67,36 @@ struct Migrate: ParsableCommand {
         for number in [SIGINT, SIGTERM, SIGHUP] { signal(number, SIG_IGN) }
         let address = try deviceState ?? switching.address(begun, seconds: wait)
         let reply = try switching.run(&qemu, to: address, quit: quit)
-        try report(reply, stopped: try? qemu.stopped())
+        // What is not there yet comes whether anybody looks or not.
+        for number in [SIGINT, SIGTERM, SIGHUP] { signal(number, SIG_DFL) }
+        let stopped = try? qemu.stopped()
+        try report(follow(reply), stopped: stopped)
     }
 
     private func request(_ command: ControlRequest.Command) -> ControlRequest {
         var request = ControlRequest(command, vm: target.vm, bytes: bandwidth?.bytes)
         request.host = host
         request.downtimeMilliseconds = downtime
+        if postCopy || postCopyIfNeeded { request.postCopy = postCopy ? "atOnce" : "ifNeeded" }
         return request
     }
+
+    /// Shows how the memory of a VM that has gone follows it, until all of it is there.
+    private func follow(_ reply: ControlReply) throws -> ControlReply {
+        guard let epoch = reply.migrations?.first?.epoch, reply.migrations?.first?.state == "streaming" else { return reply }
+        var reply = reply
+        var bar = ProgressBar(title: "memory of \(target.vm)")
+        defer { bar.finish() }
+        while let status = reply.migrations?.first, status.state == "streaming" {
+            bar.show(.init(done: status.total - min(status.total, status.left), total: status.total))
+            usleep(Self.followMicroseconds)
+            reply = try control.send(ControlRequest(.migrations))
+            reply.migrations = reply.migrations?.filter { $0.vm == target.vm && $0.epoch == epoch && $0.direction == .out }
+        }
+        return reply
+    }
+
+    private static let followMicroseconds: useconds_t = 200_000
 
     private func forecast() throws {
         guard let forecast = try control.send(request(.migrateDryRun)).forecast else {

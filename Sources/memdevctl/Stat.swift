@@ -39,6 +39,7 @@ struct Stat: ParsableCommand {
             ),
             ("on ssd", "\(Figure.size(status.ssd))  (swap file takes \(Figure.size(status.swapFile))\(status.encrypted ? ", encrypted" : ""))"),
             ("zero", Figure.size(status.zero)),
+            ("still at another host", Figure.size(status.peer ?? 0)),
             ("pinned", Figure.size(status.pinned)),
             ("poisoned", Figure.size(status.poisoned)),
             ("untracked", Figure.size(status.untracked)),
@@ -59,6 +60,10 @@ struct Stat: ParsableCommand {
     private static func paging(_ paging: DeviceStatus.PagingCounters) -> [Row] {
         [
             ("paged in", "\(Figure.size(paging.inDemand)) asked for, \(Figure.size(paging.inAhead)) ahead"),
+            (
+                "  of it",
+                "\(Figure.size(paging.aheadUsed ?? 0)) used, \(Figure.size(paging.aheadWasted ?? 0)) wasted, \(Figure.size(paging.aheadLate ?? 0)) late"
+            ),
             ("paged out", "\(Figure.size(paging.out)), of which \(Figure.size(paging.outClean)) without a write"),
             ("written", Figure.size(paging.written)),
             ("put back", Figure.size(paging.putBack)),

@@ -33,6 +33,7 @@ final class Daemon: Sendable {
         keeper.noteServer()
         adopt(server, registry)
         let migrations = Migrations(registry: registry, settings: settings, security: security, listener: keeper.peerSocket(), logger: logger)
+        migrations.resumeAll()
         let control = ControlServer(
             socket: try keeper.socket(KeeperProcess.controlSocket),
             commands: ControlCommands(registry: registry, settings: settings, migrations: migrations), access: settings.controlAccess, logger: logger)
@@ -45,7 +46,7 @@ final class Daemon: Sendable {
             let notify = Notify()
             notify.ready()
             logger.info("memdevd \(MemdevdVersion.current) serves \(settings.vmmSocketPath), swap files in \(settings.stateDirectory)")
-            waitForEnd(signals, registry, notify)
+            waitForEnd(signals, registry, migrations, notify)
             steering.stop()
             notify.stopping("ending")
             server.stop()
@@ -124,7 +125,7 @@ final class Daemon: Sendable {
 
     private static let aliveMilliseconds: Int32 = 1000
 
-    private func waitForEnd(_ signals: borrowing SignalQueue, _ registry: DeviceRegistry, _ notify: borrowing Notify) {
+    private func waitForEnd(_ signals: borrowing SignalQueue, _ registry: DeviceRegistry, _ migrations: Migrations, _ notify: borrowing Notify) {
         var refused = false
         var latency = CPULatency(request: keeper.device(KeeperProcess.latencyDevice))
         var untracked = UntrackedMemory()
@@ -164,7 +165,8 @@ final class Daemon: Sendable {
                 }
                 // A VM that came now would be lost at the end.
                 registry.beginEnding()
-                let stuck = handBackAll(registry, notify)
+                let owed = migrations.owed.map { "\($0.vm) (at \($0.peer), which still needs its memory from here)" }
+                let stuck = owed + handBackAll(registry, notify)
                 if stuck.isEmpty { return }
                 registry.cancelEnding()
                 refused = true
@@ -185,7 +187,7 @@ final class Daemon: Sendable {
         var stuck: [String] = []
         for entry in registry.all where entry.device.isRunning {
             let name = entry.device.name
-            let away = UInt64(entry.device.table.ssdPages) << pageShift
+            let away = UInt64(entry.device.table.ssdPages + entry.device.table.peerPages) << pageShift
             if let available = HostMemory.availableBytes(), available < away + HostMemory.reserveBytes {
                 logger.error("VM \(name): \(Size(bytes: away)) are paged out, the host has \(Size(bytes: available)) available", metadata: ["vm": "\(name)"])
                 stuck.append(name)

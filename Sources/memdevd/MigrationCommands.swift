@@ -24,7 +24,7 @@ struct MigrationCommands {
         case .migrateFinish:
             return try order(.finish, request, until: [.ready])
         case .migrateCommit:
-            return try order(.commit, request, until: [.done])
+            return try order(.commit, request, until: [.done, .streaming])
         case .migrateAbort:
             return try order(.abort("the operator wished so"), request, until: [.failed])
         case .receive:
@@ -45,7 +45,14 @@ struct MigrationCommands {
     private func migrate(_ request: ControlRequest, _ progress: (ControlReply.Progress) -> Bool) throws -> ControlReply {
         let vm = try vm(request)
         let (host, downtime) = try destination(request)
-        try migrations.begin(vm: vm, to: host, bytesPerSecondMax: request.bytes ?? 0, downtimeMilliseconds: downtime)
+        let postCopy = try request.postCopy.map { text in
+            guard let mode = Outgoing.PostCopy(rawValue: text) else {
+                throw Migrations.Refused("'\(text)' is none of \(Outgoing.PostCopy.allCases.map(\.rawValue).joined(separator: ", "))")
+            }
+            return mode
+        }
+        try migrations.begin(
+            vm: vm, to: host, bytesPerSecondMax: request.bytes ?? 0, downtimeMilliseconds: downtime, postCopy: postCopy ?? .never)
         var turns = 0
         while true {
             Clock.sleep(milliseconds: Self.progressMilliseconds)

@@ -51,7 +51,14 @@ final class Migrations: Sendable {
 
     private static let jobsMax = 64
     private static let epochsMax = 4096
+    /// Migrations that come in at a time.
     private static let incomingMax = 16
+    /// Connections that have not said yet what they are for. Those over which memory follows a VM that runs here are not counted among them: guests wait for these.
+    private static let strangersMax = 16
+    /// Connections altogether.
+    private static let connectionsMax = 1024
+    /// In nanoseconds, as epochs are: a day.
+    private static let epochAheadMax: UInt64 = 86_400_000_000_000
     private static let connectMilliseconds: Int32 = 5000
     /// Left free on the disk of the swap files.
     private static let diskReserveBytes: UInt64 = 64 << 20
@@ -119,17 +126,19 @@ final class Migrations: Sendable {
     }
 
     /// Begins to move a VM; `order` and `status` go on from there.
-    func begin(vm: String, to name: String, bytesPerSecondMax: UInt64, downtimeMilliseconds: Int) throws {
+    func begin(vm: String, to name: String, bytesPerSecondMax: UInt64, downtimeMilliseconds: Int, postCopy: Outgoing.PostCopy = .never) throws {
         let (peer, address, entry) = try find(name, vm)
         var options = Outgoing.Options()
         options.bytesPerSecondMax = bytesPerSecondMax
         options.downtimeMilliseconds = downtimeMilliseconds
         options.host = host
         options.ownerUID = entry.ownerUID ?? 0
+        options.postCopy = postCopy
         let outgoing: Outgoing? = try state.withLock { state in
             try Self.checkIdle(vm, state)
             let epoch = max((state.epochs[vm] ?? 0) + 1, Self.now())
             state.epochs[vm] = epoch
+            options.noteHandOver = hold(vm, entry.device, epoch, peer.name)
             let outgoing = try Outgoing(device: entry.device, epoch: epoch, options: options)
             Self.add(Job(vm: vm, peer: PeerName(peer.name), side: .out(outgoing)), &state)
             return outgoing
@@ -143,6 +152,67 @@ final class Migrations: Sendable {
             let text =
                 figures.state == .done ? "the VM is at \(peer.name) now\(figures.confirmed ? "" : ", which has not confirmed it")" : figures.error ?? "failed"
             logger.notice("migration to \(peer.name) has ended: \(text)", metadata: ["vm": "\(vm)"])
+        }
+    }
+
+    /// Makes it known to whoever comes after this process how far a VM has gone.
+    private func hold(_ vm: String, _ device: MemoryDevice, _ epoch: UInt64, _ peer: String) -> @Sendable (Outgoing.HandOver) -> Bool {
+        let registry = registry
+        return { handOver in
+            let move =
+                switch handOver {
+                case .offered: DeviceRecord.Move(state: .offered, epoch: epoch, peer: peer)
+                case .given: DeviceRecord.Move(state: .given, epoch: epoch, peer: peer)
+                case .settled: DeviceRecord.Move(state: .settled, epoch: epoch, peer: peer)
+                case .none: nil as DeviceRecord.Move?
+                }
+            return registry.noteLeaving(vm: vm, device, move)
+        }
+    }
+
+    /// Goes on with what the server before this one had begun and another host depends on. Before `run`.
+    func resumeAll() {
+        for entry in registry.all {
+            let vm = entry.device.name
+            if let move = entry.arriving { state.withLock { $0.epochs[vm] = max($0.epochs[vm] ?? 0, move.epoch) } }
+            guard let move = entry.leaving else { continue }
+            state.withLock { $0.epochs[vm] = max($0.epochs[vm] ?? 0, move.epoch) }
+            if move.state != .settled { resume(vm, entry.device, move) }
+        }
+    }
+
+    private func resume(_ vm: String, _ device: MemoryDevice, _ move: DeviceRecord.Move) {
+        var options = Outgoing.Options()
+        options.host = host
+        options.noteHandOver = hold(vm, device, move.epoch, move.peer)
+        let (settings, security, logger) = (settings, security, logger)
+        let isGiven = move.state == .given
+        do {
+            let outgoing = try Outgoing(device: device, epoch: move.epoch, options: options)
+            state.withLock { Self.add(Job(vm: vm, peer: PeerName(move.peer), side: .out(outgoing)), &$0) }
+            logger.notice(
+                isGiven
+                    ? "its memory goes on following it to \(move.peer)"
+                    : "\(move.peer) was ready for it when the last server died: say 'memdevctl migrate \(vm) --commit' if it runs there, '--abort' if it is here",
+                metadata: ["vm": "\(vm)"])
+            _ = try Thread(name: "mdd-migrate") {
+                outgoing.resume(isGiven: isGiven) { () throws(MigrationFailure) in
+                    guard let peer = settings.peers.first(where: { $0.name == move.peer }), let address = NetworkAddress(peer.address, defaultPort: 0) else {
+                        throw .local("\(move.peer) is none of the peers any more: VM \(vm) over there waits for its memory")
+                    }
+                    return try Self.connect(address, peer.name, security)
+                }
+            }
+        } catch {
+            logger.critical("VM \(vm) at \(move.peer) waits for its memory, and that cannot go on: \(error)", metadata: ["vm": "\(vm)"])
+        }
+    }
+
+    /// VMs whose memory other hosts still need from this one.
+    var owed: [(vm: String, peer: String)] {
+        registry.all.compactMap { entry in
+            guard let move = entry.leaving, move.state != .settled else { return nil }
+            return (entry.device.name, move.peer)
         }
     }
 
@@ -259,25 +329,30 @@ final class Migrations: Sendable {
             return (stream, FromPeer(migrations: self, peer: peer.text))
         }
         let isAdmitted = state.withLock { state in
-            let running = state.jobs.count { job in
-                if case .in = job.side { return !job.isOver }
-                return false
-            }
-            guard running < Self.incomingMax, !state.isEnding else { return false }
+            guard state.isEnding == false, Self.incoming(state, where: { _ in true }) < Self.connectionsMax,
+                Self.incoming(state, where: { $0.vm == nil && !$0.figures.isSurvey }) < Self.strangersMax
+            else { return false }
             Self.add(Job(vm: "", peer: peer, side: .in(incoming)), &state)
             return true
         }
-        guard isAdmitted else { return logger.warning("refused a connection of \(peer.text): \(Self.incomingMax) migrations come in already") }
+        guard isAdmitted else { return logger.warning("refused a connection of \(peer.text): too many are open already") }
         let logger = logger
         _ = try Thread(name: "mdd-receive") {
             incoming.run()
             let figures = incoming.figures
             if figures.isSurvey {
                 self.remove(incoming)
-                return logger.info("\(peer.text) has asked what there is room for")
+                return logger.info("a connection of \(peer.text) has ended: \(figures.error ?? "it was a question, or memory that follows a VM")")
             }
             let text = figures.state == .done ? "the VM is here now" : "nothing has come: \(figures.error ?? "")"
             logger.notice("migration from \(peer.text) has ended: \(text)", metadata: ["vm": "\(incoming.vm ?? "")"])
+        }
+    }
+
+    private static func incoming(_ state: State, where matches: (Incoming) -> Bool) -> Int {
+        state.jobs.count { job in
+            guard case .in(let incoming) = job.side, !job.isOver else { return false }
+            return matches(incoming)
         }
     }
 
@@ -298,7 +373,10 @@ final class Migrations: Sendable {
         listener?.shutDown()
         for job in jobs where !job.isOver {
             switch job.side {
-            case .out(let outgoing): outgoing.order(.abort("memdevd is ending"))
+            case .out(let outgoing):
+                // Once the other host is ready, its VMM may run: it keeps what it has, and is told nothing.
+                outgoing.order(.abortUnlessReady("memdevd is ending"))
+                outgoing.leave()
             case .in(let incoming): incoming.cut()
             }
         }
@@ -327,7 +405,13 @@ private struct FromPeer: MigrationTarget {
     }
     func judge(_ prepare: Message.Prepare, from: String) -> Message.Offer { migrations.judge(prepare) }
     func vmm(of vm: String) -> Message.VMMState { migrations.vmm(of: vm) }
-    func finish(_ vm: String, _ device: MemoryDevice, epoch: UInt64) throws(MigrationFailure) { try migrations.finish(vm, device, epoch: epoch) }
+    func finish(_ vm: String, _ device: MemoryDevice, epoch: UInt64, awaits: Bool) throws(MigrationFailure) {
+        try migrations.finish(vm, device, arriving: awaits ? DeviceRecord.Move(state: .given, epoch: epoch, peer: peer) : nil)
+    }
+    func resume(_ resume: Message.Resume, epoch: UInt64) throws(MigrationFailure) -> MemoryDevice? {
+        try migrations.resume(resume, epoch: epoch, peer: peer)
+    }
+    func arrived(_ vm: String, _ device: MemoryDevice) { migrations.arrived(vm, device) }
     func forget(_ vm: String, _ device: MemoryDevice) { migrations.forget(vm, device) }
 }
 
@@ -337,6 +421,12 @@ extension Migrations {
         let last = state.withLock { $0.epochs[vm] ?? 0 }
         guard epoch > last else {
             throw .local("epoch \(epoch) of VM \(vm) is not after \(last), which was here before: an old migration, or the clock of \(from) is behind")
+        }
+        guard epoch < Self.now() + Self.epochAheadMax else {
+            throw .local("epoch \(epoch) of VM \(vm) is more than a day ahead of the clock here: the clock of \(from) is wrong, or this one")
+        }
+        guard state.withLock({ state in Self.incoming(state) { $0.vm != nil && !$0.figures.isSurvey } }) < Self.incomingMax else {
+            throw .local("\(Self.incomingMax) VMs come in already")
         }
         try checkDisk(prepare)
         let device: MemoryDevice
@@ -408,8 +498,35 @@ extension Migrations {
         return address.map { .listening($0) } ?? .attached
     }
 
-    fileprivate func finish(_ vm: String, _ device: MemoryDevice, epoch: UInt64) throws(MigrationFailure) {
-        do throws(Refusal) { try registry.finishReceiving(vm: vm, device) } catch { throw .local(error.text) }
+    fileprivate func resume(_ resume: Message.Resume, epoch: UInt64, peer: String) throws(MigrationFailure) -> MemoryDevice? {
+        let vm = resume.vm
+        if let reason = registry.refusedAdoption(of: vm) { throw .local("VM \(vm) could not be adopted here: \(reason)") }
+        // It has ended, or has all of it.
+        guard let entry = registry[vm] else { return nil }
+        if entry.device.isReceiving { throw .local("VM \(vm) is still coming: what it lacks is known when all of the first part is here") }
+        guard let arriving = entry.arriving else { return nil }
+        guard arriving.peer == peer else { throw .local("VM \(vm) comes from \(arriving.peer), not from \(peer)") }
+        // The same vm-id came here once more since.
+        if arriving.epoch > epoch { return nil }
+        guard arriving.epoch == epoch, entry.device.pageCount == resume.pageCount else {
+            throw .local("epoch \(epoch) of VM \(vm) with \(resume.pageCount) pages is not what came here, \(arriving.epoch) with \(entry.device.pageCount)")
+        }
+        // The last page had come when the server before this one died, or was given up since.
+        if entry.device.table.peerPages == 0 {
+            arrived(vm, entry.device)
+            return nil
+        }
+        return entry.device
+    }
+
+    fileprivate func arrived(_ vm: String, _ device: MemoryDevice) {
+        guard registry[vm]?.arriving != nil else { return }
+        registry.noteArrived(vm: vm, device)
+        logger.notice("all of its memory is here", metadata: ["vm": "\(vm)"])
+    }
+
+    fileprivate func finish(_ vm: String, _ device: MemoryDevice, arriving: DeviceRecord.Move?) throws(MigrationFailure) {
+        do throws(Refusal) { try registry.finishReceiving(vm: vm, device, arriving: arriving) } catch { throw .local(error.text) }
     }
 
     fileprivate func forget(_ vm: String, _ device: MemoryDevice) { registry.forgetReceived(vm: vm, device) }
@@ -455,6 +572,6 @@ extension MigrationStatus {
             zero: bytes(figures.zeroPages), onWire: figures.bytesOnWire, bytesPerSecond: UInt64(figures.bytesPerSecond), left: bytes(figures.pagesLeft),
             downtimeEstimate: figures.downtimeEstimate, isFlat: figures.isFlat, lastPass: Double(figures.lastPassNanoseconds) / 1e6,
             lastPassBytes: bytes(figures.lastPassPages), granted: bytes(figures.grantPages), duration: Double(end - figures.began) / 1e6, vmm: vmm,
-            listensAt: address, confirmed: figures.confirmed, error: figures.error)
+            listensAt: address, isPostCopy: figures.isPostCopy, fetched: bytes(figures.fetchedPages), confirmed: figures.confirmed, error: figures.error)
     }
 }

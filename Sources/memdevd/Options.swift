@@ -1,5 +1,6 @@
 import ArgumentParser
 import Glibc
+import Keeper
 import Settings
 
 /// The command line of memdevd: every key of the configuration file as an option of the same name.
@@ -99,7 +100,8 @@ struct Options: ParsableArguments {
             settings = try DaemonSettings.load(file: config, overrides: overrides)
         } catch {
             Options.printToStandardError("\(error)\n")
-            throw ExitCode(Options.configurationStatus)
+            // Guests depend on what the service manager holds: it must not give up, and let go of it, before somebody has mended them.
+            throw ExitCode(ServiceManager.holdsVMs ? 1 : Options.configurationStatus)
         }
         // The text is printed with a line feed after it.
         if printConfig { throw CleanExit.message(String(settings.yaml.dropLast())) }

@@ -55,6 +55,8 @@ final class RunDirectory {
                 "socket path \(path) has \(path.utf8.count) bytes, the kernel takes \(MessageSocket.pathBytesMax); choose a shorter run-directory")
         }
         try Self.makeDirectory(run, mode: 0o755)
+        // Whoever could rename what is in it could have a file of somebody else's opened to all.
+        if let problem = Self.untrusted(run, mayLink: true) { throw StartFailure("cannot use \(run) as run-directory: \(problem)") }
         guard access(run, W_OK | X_OK) == 0 else { throw StartFailure("cannot write to \(run): \(Errno(errno))") }
         // Whether that is the server's to write to, its lock shows: root without capabilities may not look.
         try Self.makeDirectory(state, mode: 0o700)
@@ -88,19 +90,31 @@ final class RunDirectory {
     }
 
     /// Why somebody else than root could put something of his own at a path below `directory` while root works on it; nil: nobody can.
-    private static func untrusted(_ directory: String) -> String? {
+    private static func untrusted(_ directory: String, mayLink: Bool = false) -> String? {
+        guard let absolute = directory.hasPrefix("/") ? directory : resolve(directory) else { return "\(directory): \(Errno(errno))" }
         var path = "/"
-        let parts: [Substring] = ["/"] + directory.split(separator: "/")
-        for part in parts {
+        let parts: [Substring] = ["/"] + absolute.split(separator: "/")
+        for (place, part) in parts.enumerated() {
             if part != "/" { path += (path == "/" ? "" : "/") + part }
             var status = stat()
             guard unsafe lstat(path, &status) == 0 else { return "\(path): \(Errno(errno)); make the directory" }
+            if mayLink, status.st_mode & S_IFMT == S_IFLNK, status.st_uid == 0 || status.st_uid == geteuid() {
+                // Whoever may change it has been looked at.
+                guard let target = resolve(path) else { return "\(path): \(Errno(errno))" }
+                return untrusted(([target] + parts[(place + 1)...].map(String.init)).joined(separator: "/"), mayLink: true)
+            }
             guard status.st_mode & S_IFMT == S_IFDIR else { return "\(path) is no directory (a link does not count as one)" }
             guard status.st_uid == 0 || status.st_uid == geteuid() else { return "\(path) belongs to uid \(status.st_uid); choose a directory of root's" }
-            let isSticky = status.st_mode & S_ISVTX != 0 && path != directory
+            let isSticky = status.st_mode & S_ISVTX != 0 && path != absolute
             guard status.st_mode & 0o022 == 0 || isSticky else { return "\(path) can be written by others than root; 'chmod go-w \(path)', or choose another" }
         }
         return nil
+    }
+
+    private static func resolve(_ path: String) -> String? {
+        guard let resolved = unsafe realpath(path, nil) else { return nil }
+        defer { unsafe free(resolved) }
+        return unsafe String(cString: resolved)
     }
 
     /// How long a server whose keeper has died may take to end; the service manager kills it.

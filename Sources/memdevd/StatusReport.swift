@@ -15,7 +15,9 @@ extension DeviceStatus {
         resident = bytes(table.residentPages)
         ssd = bytes(table.ssdPages)
         poisoned = bytes(table.poisonedPages)
-        let known = resident + ssd + poisoned
+        let away = bytes(table.peerPages)
+        peer = away
+        let known = resident + ssd + poisoned + away
         zero = size > known ? size - known : 0
         dirty = bytes(table.dirtyPages)
         pinned = bytes(table.pinnedPages)
@@ -32,6 +34,11 @@ extension DeviceStatus {
             outClean: bytes(counters.pagesOutClean.value), written: bytes(counters.pagesWritten.value), putBack: bytes(counters.pagesPutBack.value),
             residentPeak: bytes(counters.residentPeak.load(ordering: .relaxed)), readErrors: counters.readErrors.value,
             writeErrors: counters.writeErrors.value, checksumErrors: counters.checksumErrors.value)
+        faults.peer = counters.faultsPeer.value
+        paging.aheadUsed = bytes(counters.aheadUsed.value)
+        paging.aheadWasted = bytes(counters.aheadWasted.value)
+        paging.aheadLate = bytes(counters.aheadLate.value)
+        paging.inPeer = bytes(counters.pagesInPeer.value)
         stall = Double(counters.stallNanoseconds.value) / 1000
         stallMicroseconds = entry.stallMicroseconds > 0 ? entry.stallMicroseconds : nil
         events = device.recentEvents

@@ -26,7 +26,7 @@ private func judge(_ message: Message) {
     case .prepare(let prepare):
         precondition(!prepare.vm.contains("/") && !prepare.vm.hasPrefix(".") && (1...64).contains(prepare.vm.utf8.count))
         precondition(prepare.residentPages + prepare.ssdPages <= prepare.pageCount)
-    case .zeros(let ranges):
+    case .zeros(let ranges), .away(let ranges), .lost(let ranges), .wanted(let ranges, _):
         for (index, range) in ranges.enumerated() { precondition(!range.isEmpty && (index == 0 || range.start >= ranges[index - 1].end)) }
     case .abort(let text), .refused(let text): precondition(text.unicodeScalars.allSatisfy { $0.value >= 32 })
     default: break
@@ -86,6 +86,7 @@ private func converse(_ bytes: [UInt8]) {
             case nil: events = [.lost(.link("end", .connectionReset))]
             case .message(let message)?:
                 if case .zeros(let ranges) = message { zeros = ranges }
+                if case .away(let ranges) = message { zeros = ranges }
                 events = [.received(message)]
             case .pages(let head)?:
                 var content = [UInt8](repeating: 0, count: head.contentBytes)
@@ -106,7 +107,9 @@ private func converse(_ bytes: [UInt8]) {
                     precondition(prepared == nil && prepare.pageCount > 0)
                     events.append(.judged(.init(residentPages: 1, budgetPages: 1, diskBytes: 1, vmm: .absent, refusal: "")))
                 case .place(let head): precondition(!isForgotten && head.entries.allSatisfy { $0.page < prepared!.pageCount })
-                case .zeros: precondition(!isForgotten && zeros.allSatisfy { $0.end <= prepared!.pageCount })
+                // The VM runs: nothing that comes is forgotten with the connection.
+                case .stream: precondition(!isForgotten && prepared == nil)
+                case .zeros, .away: precondition(!isForgotten && zeros.allSatisfy { $0.end <= prepared!.pageCount })
                 case .flush(let round): events.append(.flushed(round, .attached))
                 case .look: events.append(.vmm(.attached))
                 case .finish(let totals):

@@ -26,6 +26,12 @@ import Testing
         }
     }
 
+    @Test("A key that could end the line in which it is told to the service manager is none", arguments: ["\n", "\0", " ", ":", "\u{7F}", "ü"])
+    func key(character: String) {
+        #expect(KeeperRecord(decoding: KeeperRecord(.hold, key: Array("vm/a\(character)MAINPID=1".utf8)).encoded) == nil)
+        #expect(KeeperRecord(decoding: KeeperRecord(.release, key: Array("vm/a._-/mapper/journal/0r".utf8)).encoded) != nil)
+    }
+
     @Test("Names in the service manager's store carry number and key") func names() {
         #expect(ServiceStore.parts(of: "17/vm/a/memory")?.number == 17)
         #expect(ServiceStore.parts(of: "17/vm/a/memory")?.key == "vm/a/memory")

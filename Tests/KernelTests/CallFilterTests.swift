@@ -20,7 +20,7 @@ import Testing
         arguments: [
             "execve", "fork", "kill", "unshare", "mount", "socket AF_INET", "socket AF_INET6", "socket AF_NETLINK", "connect", "bind", "listen",
             "mmap PROT_EXEC", "mprotect PROT_EXEC", "userfaultfd", "ioctl UFFDIO_REGISTER", "ioctl UFFDIO_API", "pidfd_open", "setuid", "chmod", "rename",
-            "symlink", "mkdir", "chroot", "setrlimit", "prctl PR_SET_DUMPABLE", "fcntl F_SETOWN", "flock",
+            "symlink", "mkdir", "chroot", "setrlimit", "prlimit64, low half of the pointer zero", "prctl PR_SET_DUMPABLE", "fcntl F_SETOWN", "flock",
         ]) func forbidden(call: String) throws
     {
         let status = try status("filtered", call)

@@ -14,6 +14,8 @@ import Testing
             peer: MessageSocket.Peer(pid: 77, uid: 1000, gid: 100), noDMA: true, ringEntries: 64,
             placements: [Mapper.Placement(address: 0x7F00_0000_0000, pages: PageRange(0, 4096))], zaps: true)
         record.stallMicroseconds = 5000
+        record.leaving = DeviceRecord.Move(state: .given, epoch: 7 << 40, peer: "hostB")
+        record.arriving = DeviceRecord.Move(state: .offered, epoch: 1, peer: "")
         record.regions = [Request.Region(guestAddress: 1 << 32, extent: Request.Extent(offset: 0, bytes: 4096 * 4096))]
         return record
     }
@@ -34,6 +36,18 @@ import Testing
     @Test("A build without sampling and automatic budgets leaves neither") func older() throws {
         let old = try DeviceRecord(decoding: record().encoded(version: 2))
         #expect(old.stallMicroseconds == 0 && old.attached?.zaps == false && old.budgetPages == 2048)
+    }
+
+    @Test("A build without post-copy leaves no move, and a move in no known state is refused") func moves() throws {
+        let old = try DeviceRecord(decoding: record().encoded(version: 3))
+        #expect(old.leaving == nil && old.arriving == nil && old.stallMicroseconds == 5000)
+        var record = record()
+        record.arriving = nil
+        var bytes = record.encoded
+        #expect(try DeviceRecord(decoding: bytes) == record)
+        // State, reserved, epoch, bytes of the name: 20 bytes without a name.
+        bytes[bytes.count - 20] = 4
+        #expect(throws: DeviceRecord.Failure.self) { _ = try DeviceRecord(decoding: bytes) }
     }
 
     @Test("Another version is named, not guessed at") func version() {

@@ -116,7 +116,7 @@ import Testing
         defer { server.close() }
         let name = "many-\(UInt32.random(in: 0 ... .max))"
         let memfd = try Memfd.create(name: name, size: 4096)
-        let client = try server.connect(at: .negotiated)
+        let client = try server.connect(at: .attached)
         // In pieces of at most 8, which is what one send takes here: all of them come before the message is complete.
         let message = Header(request: Request.Code.setMapper.rawValue, needsReply: true, size: 0).encoded()
         try client.socket.send(Array(message[..<6]), descriptors: [Int32](repeating: memfd.number, count: 8))
@@ -303,20 +303,35 @@ import Testing
 
     // MARK: Floods
 
-    @Test("A backend channel that is no socket, or is not read, loses messages and nothing else") func deafChannel() throws {
+    @Test("A backend channel that is no Unix stream socket is refused, for closing it may take for ever") func noChannel() throws {
+        let server = try TestServer()
+        defer { server.close() }
+        let client = try server.connect(at: .mapped)
+        let memfd = try Memfd.create(name: "channel", size: 4096)
+        client.isRefused(client.call(.setBackendChannel, descriptors: [memfd.number]), .invalid, "no Unix stream socket")
+        #expect(client.call(.start)?.value == 0)
+        #expect(server.registry["vm"]?.channel == nil)
+    }
+
+    @Test("Of a client that has not attached no descriptor is taken", arguments: [Stage.new, .negotiated]) func tooEarly(stage: Stage) throws {
+        let server = try TestServer()
+        defer { server.close() }
+        let memfd = try Memfd.create(name: "early", size: 4096)
+        let client = try server.connect(at: stage)
+        client.isRefused(client.call(.getFeatures, descriptors: [memfd.number]), .protocolError, "GET_FEATURES with descriptors", closes: true)
+    }
+
+    @Test("A backend channel that is not read loses messages and nothing else") func deafChannel() throws {
         let server = try TestServer()
         defer { server.close() }
         let pair = try MessageSocket.pair()
-        let memfd = try Memfd.create(name: "channel", size: 4096)
-        for (vm, number) in [("deaf", pair.first.number), ("file", memfd.number)] {
-            let client = try server.connect(at: .mapped, vm: vm)
-            #expect(client.call(.setBackendChannel, descriptors: [number])?.value == 0)
-            #expect(client.call(.start)?.value == 0)
-            let channel = try #require(server.registry[vm]?.channel)
-            for _ in 0..<10_000 { channel.sendDetachRequested() }
-            client[0] = 1
-            #expect(client[0] == 1 && client.isUsable)
-        }
+        let client = try server.connect(at: .mapped)
+        #expect(client.call(.setBackendChannel, descriptors: [pair.first.number])?.value == 0)
+        #expect(client.call(.start)?.value == 0)
+        let channel = try #require(server.registry["vm"]?.channel)
+        for _ in 0..<10_000 { channel.sendDetachRequested() }
+        client[0] = 1
+        #expect(client[0] == 1 && client.isUsable)
         // What fitted arrived whole.
         let reader = VMMClient(MessageSocket(try pair.second.duplicate()))
         let first = try #require(reader.receive())

@@ -7,7 +7,7 @@ import TestSupport
 import Testing
 
 /// A VM that writes all the time, in the memory of two VMMs of this process; which of them runs is what a VMM's own migration would decide.
-private final class MovingGuest: @unchecked Sendable {
+final class MovingGuest: @unchecked Sendable {
     static let pages: UInt64 = 4096
     private let range = PageRange(0, 3000)
     private var expected: [UInt64]
@@ -44,7 +44,7 @@ private final class MovingGuest: @unchecked Sendable {
     }
 
     /// Every page is as it was written last, and can be written again. Not for ever.
-    func lives(_ vm: RunningVM) throws -> Bool {
+    func lives(_ vm: RunningVM, pauseMicroseconds: UInt32 = 0) throws -> Bool {
         let wrong = Shared<UInt64?>(nil)
         let check = try Background { [self] in
             for page in range.start..<range.end {
@@ -54,9 +54,10 @@ private final class MovingGuest: @unchecked Sendable {
                     return
                 }
                 write(vm, page, value &+ 1)
+                if pauseMicroseconds > 0 { usleep(pauseMicroseconds) }
             }
         }
-        guard eventually(within: 30_000, { check.isDone }) else { return false }
+        guard eventually(within: 60_000, { check.isDone }) else { return false }
         check.join()
         return wrong.current == nil
     }

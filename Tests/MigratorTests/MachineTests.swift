@@ -64,6 +64,18 @@ private func source(after steps: Int) -> SourceMachine {
         #expect(machine.isOver)
     }
 
+    @Test("A server that goes on with a migration asks the operator where the VM is, unless it has been told") func resumed() {
+        var machine = SourceMachine(resuming: false)
+        #expect(machine.state == .ready && !machine.isOver)
+        #expect(machine.handle(.order(.commit)) == [.fence, .release])
+        machine = SourceMachine(resuming: false)
+        #expect(machine.handle(.order(.abort("x"))) == [.release])
+        #expect(machine.state == .failed(.aborted("x")))
+        machine = SourceMachine(resuming: true)
+        #expect(machine.isOver)
+        guard case .refuse = machine.handle(.order(.abort("x"))).first else { return #expect(Bool(false)) }
+    }
+
     @Test("After COMMIT there is no way back") func noWayBack() {
         var machine = source(after: readyStep + 1)
         guard case .refuse = machine.handle(.order(.abort("x"))).first else { return #expect(Bool(false)) }
@@ -197,11 +209,34 @@ private func destination(after steps: Int) -> DestinationMachine {
         let events: [DestinationMachine.Event] = [
             .pages(PagesHead(place: .ssd, entries: [MovedPage(page: 100, checksum: 0, heat: 0)])), .received(.zeros([PageRange(99, 101)])),
             .received(.finish(.init(residentPages: 51, ssdPages: 0))), .received(.finish(.init(residentPages: 50, ssdPages: 51))),
-            .received(.finish(.init(residentPages: 1, ssdPages: .max))),
+            .received(.finish(.init(residentPages: 1, ssdPages: .max))), .received(.finish(.init(residentPages: 1, ssdPages: 1, awayPages: .max))),
+            .received(.finish(.init(residentPages: 50, ssdPages: 30, awayPages: 21))), .received(.away([PageRange(99, 101)])),
         ]
         for event in events {
             var machine = destination(after: 3)
             #expect(machine.handle(event).contains(.forget), "\(event)")
+        }
+    }
+
+    @Test("Pages may be away, and all is well as long as they are inside of the VM") func away() {
+        var machine = destination(after: 3)
+        #expect(machine.handle(.received(.away([PageRange(0, 100)]))) == [.away])
+        let totals = Message.Totals(residentPages: 0, ssdPages: 0, awayPages: 100)
+        #expect(machine.handle(.received(.finish(totals))) == [.finish(totals)])
+        #expect(machine.handle(.received(.away([PageRange(0, 1)]))).contains(.forget))
+    }
+
+    @Test("A further connection of a VM that runs here begins with RESUME, and whatever ends it takes nothing from the VM") func resume() {
+        let resume = Message.Resume(vm: "vm1", pageCount: 100, stream: .demand)
+        for event in [DestinationMachine.Event.lost(loss), .failed("x"), .received(.abort("x")), .received(.prepare(prepare)), .received(.resume(resume))] {
+            var machine = destination(after: 1)
+            #expect(machine.handle(.received(.resume(resume))) == [.stream(resume)])
+            let actions = machine.handle(event)
+            #expect(actions.contains(.close) && !actions.contains(.forget) && machine.isOver, "\(event)")
+        }
+        for step in 2..<destinationReadyStep {
+            var machine = destination(after: step)
+            #expect(machine.handle(.received(.resume(resume))).contains(.forget))
         }
     }
 

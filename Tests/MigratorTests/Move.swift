@@ -129,6 +129,7 @@ final class Target: MigrationTarget {
     let finishFailure = Mutex<String?>(nil)
     let isForgotten = Atomic<Bool>(false)
     let isFinished = Atomic<Bool>(false)
+    let hasArrived = Atomic<Bool>(false)
     let diskFails: DiskFlag
 
     var hasFinished: Bool { isFinished.load(ordering: .acquiring) }
@@ -159,7 +160,11 @@ final class Target: MigrationTarget {
 
     func vmm(of vm: String) -> Message.VMMState { .listening("somewhere") }
 
-    func finish(_ vm: String, _ device: MemoryDevice, epoch: UInt64) throws(MigrationFailure) {
+    func resume(_ resume: Message.Resume, epoch: UInt64) throws(MigrationFailure) -> MemoryDevice? { device.table.peerPages > 0 ? device : nil }
+
+    func arrived(_ vm: String, _ device: MemoryDevice) { hasArrived.store(true, ordering: .releasing) }
+
+    func finish(_ vm: String, _ device: MemoryDevice, epoch: UInt64, awaits: Bool) throws(MigrationFailure) {
         if let text = finishFailure.withLock({ $0 }) { throw .local(text) }
         do throws(MemoryDevice.Failure) { try device.finishReceiving() } catch { throw .local("\(error)") }
         isFinished.store(true, ordering: .releasing)

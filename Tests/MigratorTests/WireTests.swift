@@ -13,7 +13,7 @@ import Testing
     /// Byte, value.
     @Test(
         "A header with a wrong field is refused",
-        arguments: [(0, 0), (4, 2), (6, 0), (6, 13), (6, 200), (11, 1), (12, 1), (15, 1)] as [(Int, UInt8)])
+        arguments: [(0, 0), (4, 1), (4, 3), (6, 0), (6, 17), (6, 200), (11, 1), (12, 1), (15, 1)] as [(Int, UInt8)])
     func wrongField(at: Int, value: UInt8) {
         var bytes = Frame(kind: .hello, payloadBytes: 0, epoch: 1, sequence: 0).encoded
         bytes[at] = value
@@ -50,6 +50,9 @@ import Testing
         .here(.attached), .probe(.init(vm: "a", pageCount: 10, residentPages: 6, ssdPages: 4, budgetPages: 10)), .fillEnd, .filled(7),
         .offer(.init(residentPages: 1, budgetPages: 2, diskBytes: 3, vmm: .listening("x"), refusal: "full")),
         .offer(.init(residentPages: 0, budgetPages: 0, diskBytes: 0, vmm: .absent, refusal: "")),
+        .finish(.init(residentPages: 1, ssdPages: 2, awayPages: 3)), .away([PageRange(3, 4), PageRange(9, 12)]), .lost([PageRange(0, 1)]),
+        .resume(.init(vm: "web1", pageCount: 10, stream: .push)), .resume(.init(vm: "web1", pageCount: 10, stream: .demand)), .sent,
+        .wanted([], more: false), .wanted([PageRange(1, 2)], more: true), .fetch([9, 3, 3]),
     ]
 
     @Test("Filler is anything") func filler() throws {
@@ -99,7 +102,25 @@ import Testing
             writer.u64(range.start)
             writer.u64(range.end &- range.start)
         }
-        #expect(throws: MigrationFailure.self) { try Message(.zeros, payload: writer.bytes) }
+        for kind in [Frame.Kind.zeros, .away, .lost] { #expect(throws: MigrationFailure.self) { try Message(kind, payload: writer.bytes) } }
+        // Nothing may be wanted any more.
+        if !ranges.isEmpty { #expect(throws: MigrationFailure.self) { try Message(.wanted, payload: writer.bytes) } }
+    }
+
+    @Test("Pages to fetch that are none, too many or beyond every VM, and streams that do not exist, are refused") func postCopy() {
+        for pages in [[], [UInt64](repeating: 1, count: Message.fetchMax + 1), [.max]] {
+            #expect(throws: MigrationFailure.self) { try Message(.fetch, payload: Message.fetch(pages).payload) }
+        }
+        for (vm, count) in [("../x", 10), ("a", 0), ("a", UInt64.max)] {
+            let payload = Message.resume(.init(vm: vm, pageCount: count, stream: .push)).payload
+            #expect(throws: MigrationFailure.self) { try Message(.resume, payload: payload) }
+        }
+        var payload = Message.resume(.init(vm: "a", pageCount: 1, stream: .push)).payload
+        payload[8] = 3
+        #expect(throws: MigrationFailure.self) { try Message(.resume, payload: payload) }
+        payload = Message.wanted([PageRange(1, 2)], more: true).payload
+        payload[4] = 2
+        #expect(throws: MigrationFailure.self) { try Message(.wanted, payload: payload) }
     }
 
     @Test("Texts are cut at their limit and lose what a terminal would obey") func texts() throws {

@@ -24,6 +24,26 @@ extension DeviceTests {
             #expect(eventually { counters.pagesInDemand.value + counters.pagesInAhead.value == Self.pages })
         }
 
+        @Test("Strides and sweeps, up and down, are read ahead with the right contents; what of it was used is counted", arguments: [1, -1, 7, -7])
+        func aheadOfPatterns(stride: Int) throws {
+            let directory = TemporaryDirectory()
+            let guest = try Guest(Guest.device(pages: Self.pages, directory: directory))
+            defer { guest.stop() }
+            guest.fill(Self.all, seed: 3)
+            #expect(guest.evictAll())
+            for step in 0..<Int(Self.pages) / abs(stride) {
+                let page = stride > 0 ? PageIndex(step * stride) : PageIndex(Int(Self.pages) - 1 + step * stride)
+                #expect(guest.firstWrong(PageRange(page, page + 1), seed: 3) == nil)
+            }
+            let counters = guest.device.counters
+            let touched = Self.pages / UInt64(abs(stride))
+            #expect(eventually { counters.pagesInDemand.value + counters.pagesInAhead.value >= touched })
+            #expect(counters.pagesInAhead.value > counters.pagesInDemand.value)
+            #expect(counters.pagesInAhead.value <= touched, "nothing between them")
+            #expect(counters.aheadUsed.value > counters.pagesInAhead.value * 8 / 10)
+            #expect(guest.firstWrong(Self.all, seed: 3) == nil)
+        }
+
         @Test("A clean page that goes out again is not written") func cleanAgain() throws {
             let directory = TemporaryDirectory()
             let guest = try Guest(Guest.device(pages: Self.pages, directory: directory))

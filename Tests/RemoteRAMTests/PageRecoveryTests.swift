@@ -35,6 +35,8 @@ import Testing
         _ = table.abandonFilling(page, to: .poisoned)
     }
 
+    private static func peer(_ table: PageTable, _ page: PageIndex) { table.receive(page, as: .peer, heat: 0, checksum: 0, stamp: before) }
+
     /// A way into a state, and what it becomes when the page is in the memfd and when it is not; nil: left as it is.
     struct Case: Sendable, CustomTestStringConvertible {
         let testDescription: String
@@ -51,6 +53,20 @@ import Testing
         Case(testDescription: "dirty", make: { resident($0, $1) }, inMemory: .dram, outside: .dram),
         Case(testDescription: "clean", make: { clean($0, $1) }, inMemory: .dram, outside: .dram, validInMemory: true, validOutside: true),
         Case(testDescription: "ssd", make: { ssd($0, $1) }, inMemory: .ssd, outside: .ssd, validInMemory: true, validOutside: true),
+        // Installed, and the table not told.
+        Case(testDescription: "peer", make: { peer($0, $1) }, inMemory: .dram, outside: .peer),
+        Case(
+            testDescription: "peer, waited for",
+            make: { table, page in
+                peer(table, page)
+                _ = table.noteWaitingForPeer(page)
+            }, inMemory: .dram, outside: .peer),
+        Case(
+            testDescription: "peer, on its way into its slot",
+            make: { table, page in
+                peer(table, page)
+                _ = table.beginPeerWrite(page)
+            }, inMemory: .dram, outside: .peer),
         Case(testDescription: "poisoned", make: { poisoned($0, $1) }, inMemory: .poisoned, outside: .poisoned),
         Case(
             testDescription: "filling from zero", make: { table, page in _ = table.claim(page, from: .zero) }, inMemory: .dram, outside: .zero),

@@ -49,6 +49,12 @@ struct Batches {
             \(totals.runs) runs: \(totals.picks) steps, \(totals.crashes) kills of the server, \(totals.faults) faults, \(totals.writes) writes, \
             \(totals.reads) pages looked at, \(totals.directReads) direct reads, \(totals.discards) discards
             """)
+        let handOvers = totals.handOvers
+        print(
+            """
+            \(handOvers.attempts) hand-overs: \(handOvers.committed) committed, \(handOvers.aborted) aborted, \(handOvers.failed) failed; \(handOvers.kills) kills, \
+            \(handOvers.cuts) cuts, \(handOvers.forged) frames torn, repeated, exchanged or from before
+            """)
         print("\(totals.runs - failures.count) passed, \(failures.count) failed")
         return failures.isEmpty
     }
@@ -81,6 +87,7 @@ struct Batches {
         totals.faults += more.faults
         totals.directReads += more.directReads
         totals.discards += more.discards
+        totals.handOvers.add(more.handOvers)
     }
 }
 

@@ -14,6 +14,7 @@ import Kernel
         var faults = 0
         var directReads = 0
         var discards = 0
+        var handOvers = HandOver.Totals()
     }
 
     /// A process's part of the seeds: what its stacks leave behind goes with it.
@@ -74,6 +75,10 @@ import Kernel
 
     /// One run; what went wrong, or nil.
     static func run(_ seed: UInt64, _ options: Options, _ totals: inout Totals) -> String? {
+        let handOver = HandOver(seed: seed, verbose: options.verbose)
+        handOver.run()
+        totals.handOvers.add(handOver.totals)
+        if let failure = handOver.failure { return "hand-over: \(failure)" }
         let world = World(seed: seed, options: options)
         setWorld(world)
         simulation_count(1)

@@ -37,6 +37,11 @@ enum Filtered {
             var limit = rlimit(rlim_cur: 0, rlim_max: 0)
             _ = unsafe setrlimit(__rlimit_resource_t(RLIMIT_CORE.rawValue), &limit)
         },
+        "prlimit64, low half of the pointer zero": {
+            typealias Call = @convention(c) (Int32, Int32, UnsafeRawPointer?, UnsafeMutableRawPointer?) -> Int32
+            guard let symbol = unsafe dlsym(nil, "prlimit") else { exit(6) }
+            _ = unsafe unsafeBitCast(symbol, to: Call.self)(0, Int32(RLIMIT_CORE.rawValue), UnsafeRawPointer(bitPattern: 0x1_0000_0000), nil)
+        },
         "prctl PR_SET_DUMPABLE": { _ = cvhost_not_dumpable() },
         "fcntl F_SETOWN": { _ = fcntl(0, F_SETOWN, 1) },
         "flock": { _ = flock(0, LOCK_UN) },

@@ -382,9 +382,10 @@ class Console:
 
 
 class Monitor:
-    """QMP, as little of it as is needed: one command at a time, events are dropped."""
+    """QMP, as little of it as is needed: one command at a time; events that come before its answer are kept."""
 
     def __init__(self, path):
+        self.events = []
         self.socket = socket.socket(socket.AF_UNIX)
         self.socket.settimeout(60)
         self.socket.connect(path)
@@ -404,6 +405,8 @@ class Monitor:
                 raise Failure(f"QMP {command}: {reply['error'].get('desc')}")
             if "return" in reply:
                 return reply["return"]
+            if "event" in reply:
+                self.events.append(reply)
 
     def close(self):
         self.file.close()

@@ -42,6 +42,8 @@ int cvhost_peer_groups(int fd, uint32_t *groups, unsigned int max);
 int64_t cvhost_send(int fd, const void *bytes, uint64_t length, const int *fds, unsigned int fd_count, int flags);
 
 // recvmsg(2). Up to CVHOST_MESSAGE_FDS_MAX descriptors land in fds (close-on-exec); *truncated says that more had come (the kernel closed those).
+/* 1 when `fd` is a Unix stream socket. */
+int cvhost_is_unix_stream(int fd);
 int64_t cvhost_receive(int fd, void *bytes, uint64_t length, int *fds, unsigned int *fd_count, int *truncated, int flags);
 
 extern const int cvhost_msg_dontwait;
