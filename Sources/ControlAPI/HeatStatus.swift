@@ -47,6 +47,9 @@ public struct HeatStatus: Codable, Sendable, Equatable {
         public var daemon: Double
         public var vmm: Double
         public var guest: Double
+        /// Pages that were watched because they were near their eviction, and the time for that, waiting for the VMM's answers included; not contained in the others.
+        public var watchedPages: UInt64 = 0
+        public var watching = 0.0
         public init(daemon: Double, vmm: Double, guest: Double) {
             self.daemon = daemon
             self.vmm = vmm

@@ -98,6 +98,8 @@ package final class DeviceCore: @unchecked Sendable {
     package let journal: ReclaimJournal
     /// nil: nobody wants to know.
     package let heat: HeatMap?
+    /// Uses of pages that are near their eviction; nil: the VMM is not asked.
+    let watches: Watches?
     /// nil: no page is at another host, nor will be.
     package let peerDemand: PeerDemand?
     private let onEvent: @Sendable (DeviceEvent) -> Void
@@ -132,7 +134,7 @@ package final class DeviceCore: @unchecked Sendable {
     package init(
         name: String, table: PageTable, memfd: consuming Descriptor, swap: consuming SwapFile, seals: SlotSeals?, mapper: Mapper, settings: DeviceSettings,
         budgetPages: UInt64, counters: Counters, discards: DiscardRing?, journal: ReclaimJournal, quiet: QuietClock, heat: HeatMap? = nil,
-        peerDemand: PeerDemand? = nil, onEvent: @escaping @Sendable (DeviceEvent) -> Void
+        watching: Heat? = nil, peerDemand: PeerDemand? = nil, onEvent: @escaping @Sendable (DeviceEvent) -> Void
     ) throws(Errno) {
         self.name = name
         self.table = table
@@ -147,6 +149,7 @@ package final class DeviceCore: @unchecked Sendable {
         self.quiet = quiet
         self.heat = heat
         self.peerDemand = peerDemand
+        watches = if let watching { try Watches(pageCount: table.pageCount, mapper: mapper, heat: watching) } else { nil }
         self.onEvent = onEvent
         arrivals = ArrivalRing(pageCount: table.pageCount)
         faultWork = try EventCounter()

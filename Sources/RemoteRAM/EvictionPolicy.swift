@@ -19,7 +19,7 @@ package protocol EvictionPolicy: Sendable {
     mutating func noteEvicted(_ page: PageIndex)
 
     /// Of pages that `pick` gave: the page has not left DRAM after all (also after `noteEvicted`, for a page that was seen there again and did not come in anew).
-    mutating func noteKept(_ page: PageIndex)
+    mutating func noteKept(_ page: PageIndex, in pages: some PageStates)
 
     /// Some that became resident were not told of: all that are resident are to be found in the table.
     mutating func noteUntold()
@@ -37,4 +37,21 @@ package protocol PageStates {
     func setHeat(_ page: PageIndex, _ heat: UInt8)
     /// Resident pages in a chunk of 512.
     func residentPages(inChunk chunk: UInt64) -> UInt32
+    /// Wants to know later whether the page was used from now on.
+    func watch(_ page: PageIndex)
+    /// Whether it was, since the last `watch`.
+    func use(of page: PageIndex) -> PageUse
+}
+
+extension PageStates {
+    package func watch(_ page: PageIndex) {}
+    package func use(of page: PageIndex) -> PageUse { .unknown }
+}
+
+/// What is known of a resident page's use since somebody asked for it to be watched.
+package enum PageUse: Sendable, Equatable {
+    /// It is not watched, not yet, or cannot be.
+    case unknown
+    case used
+    case unused
 }

@@ -42,6 +42,9 @@ package struct HeatReport: Sendable {
     /// Pages taken out of the VMM's page table, and found there again.
     package var zapped: UInt64 = 0
     package var seen: UInt64 = 0
+    /// Pages taken out because they were near their eviction, and the time for that (waiting for the VMM's answers counts), in nanoseconds; not counted among the others.
+    package var watched: UInt64 = 0
+    package var watchTime: Int64 = 0
 
     /// In nanoseconds.
     package static let windows: [Int64] = [1, 10, 60, 600].map { $0 * 1_000_000_000 }

@@ -37,6 +37,9 @@ final class HeatThread {
     private var unitCost = 5_000.0
     private var isTold = false
     private var refusals = 0
+    /// Pages that may be watched.
+    private var watchCredit = 0
+    private var faultsWatched: UInt64 = 0
 
     /// One that is not sampled ends its periods this often.
     private static let agingNanoseconds: Int64 = 10_000_000_000
@@ -46,6 +49,9 @@ final class HeatThread {
     private static let answerMilliseconds: Int32 = 200
     /// A VMM that refuses so often in a row is not asked any more.
     private static let refusalsMax = 3
+    /// Each page of probation is watched once, leased ones at each turn of the ring: 2 to 4 for a victim in most streams (`Tests/PolicyTable`). Taking one out and bringing it back costs 3 to 5 µs of the VMM, a fault on the SSD 100 and more.
+    private static let watchesPerFault = 4
+    private static let watchCreditMax = 16384
     /// Blocks looked at for one that has resident pages, in one turn: bounds the turn for devices of terabytes.
     private static let blocksWalkedMax: UInt64 = 1 << 16
 
@@ -64,9 +70,14 @@ final class HeatThread {
     deinit { unsafe regions.deallocate() }
 
     func run() {
+        var next = Clock.nanoseconds()
         while !core.stopping.load(ordering: .acquiring) {
-            turn()
-            heat.work.wait(milliseconds: Int32(clamping: heat.settings.intervalMilliseconds))
+            if Clock.nanoseconds() >= next {
+                turn()
+                next = Clock.nanoseconds() + heat.settings.intervalMilliseconds * 1_000_000
+            }
+            watch()
+            heat.work.wait(milliseconds: Int32(clamping: max(1, (next - Clock.nanoseconds()) / 1_000_000)))
         }
     }
 
@@ -185,6 +196,31 @@ final class HeatThread {
         return looked
     }
 
+    // MARK: Watching
+
+    /// Takes the pages out that reclaim wants to know of, as far as faults have earned it: a page that is read ahead costs less than looking at it.
+    private func watch() {
+        guard let watches = core.watches else { return }
+        let zapper = heat.zapper.withLock { $0 }
+        watches.isOpen.store(zapper != nil && refusals < Self.refusalsMax, ordering: .relaxed)
+        let faults = core.counters.faultsSSD.load(ordering: .relaxed)
+        watchCredit = min(Self.watchCreditMax, watchCredit + Int(clamping: faults &- faultsWatched) * Self.watchesPerFault)
+        faultsWatched = faults
+        var pages: [PageIndex] = []
+        watches.take { page in if pages.count < watchCredit, table[page].phase == .dram, core.mapper.address(of: page) != nil { pages.append(page) } }
+        guard let zapper, refusals < Self.refusalsMax, !pages.isEmpty else { return }
+        watchCredit -= pages.count
+        let began = Clock.threadNanoseconds()
+        var runs = RunBuilder()
+        for page in pages.sorted() where runs.runs.last.map({ page >= $0.end }) ?? true { runs.append(page) }
+        // Not what the sampling is worth and costs.
+        let sampling = (report.zapped, report.vmmTime)
+        _ = zap(runs.runs, by: zapper) { watches.noteDone($0) }
+        report.watched += report.zapped - sampling.0
+        report.watchTime += Clock.threadNanoseconds() - began + report.vmmTime - sampling.1
+        (report.zapped, report.vmmTime) = sampling
+    }
+
     // MARK: Asking
 
     /// Takes the next sample out, as far as the budgets allow. Returns its size in units of cost.
@@ -221,7 +257,7 @@ final class HeatThread {
         return units + Double(blocks.count) * Self.blockUnits
     }
 
-    private func zap(_ ranges: [PageRange], by zapper: any PageZapper) -> Bool {
+    private func zap(_ ranges: [PageRange], by zapper: any PageZapper, _ done: (PageRange) -> Void = { _ in }) -> Bool {
         var start = 0
         while start < ranges.count {
             // Who stops the device waits for this thread: for one answer, never for all.
@@ -242,6 +278,7 @@ final class HeatThread {
                 return false
             }
             report.zapped += piece.reduce(0) { $0 + $1.count }
+            for range in piece { done(range) }
             start += piece.count
         }
         return true

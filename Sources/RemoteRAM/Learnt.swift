@@ -48,7 +48,7 @@ extension RefaultQueues {
         }
 
         /// Leased pages, as a part of the resident ones.
-        private static let shareMax = 0.75
+        private static let shareMax = 0.8
         /// "Soon", as a part of the resident pages.
         private static let soonPart = 0.1
         /// Sums fade over this many times the resident pages.

@@ -280,7 +280,8 @@ package final class MemoryDevice: Sendable {
             let core = try DeviceCore(
                 name: name, table: table, memfd: try memfd.duplicate(), swap: SwapFile(sharing: try swapFile.file.descriptor.duplicate(), path: swapPath),
                 seals: seals, mapper: mapper, settings: settings, budgetPages: budgetPages.withLock { $0 }, counters: counters, discards: discards,
-                journal: journal, quiet: quiet, heat: heat?.map, peerDemand: table.peerPages > 0 ? try PeerDemand() : nil
+                journal: journal, quiet: quiet, heat: heat?.map, watching: heat.flatMap { $0.settings.processorPercent > 0 ? $0 : nil },
+                peerDemand: table.peerPages > 0 ? try PeerDemand() : nil
             ) { [weak self] event in self?.note(event) }
             // The rings belong to the threads that use them, so each thread makes its own and says how it went.
             let patience = left == nil ? 0 : Self.buffersNanoseconds

@@ -215,16 +215,19 @@ final class ReclaimThread {
         let quietUnits = core.quietUnits
         let now = core.quiet.judgement()
         tellArrivals()
-        return policy.pick(count, from: table, force: force) { entry in
+        return policy.pick(count, from: watched, force: force) { entry in
             guard !entry.pinned, !entry.writingBack else { return false }
             if entry.slotValid { return true }
             return !cleanOnly && !entry.slotRetired && isQuiet(entry, now, quietUnits)
         }.sorted()
     }
 
+    /// As the policy sees them.
+    private var watched: WatchedPages { WatchedPages(table: table, watches: core.watches) }
+
     /// Tells the policy what has become resident. Only when it is asked for victims: a device far from its budget needs none, and what is lost meanwhile is found in the table.
     private func tellArrivals() {
-        if core.arrivals.drain({ policy.noteInstalled($0, in: table) }) { policy.noteUntold() }
+        if core.arrivals.drain({ policy.noteInstalled($0, in: watched) }) { policy.noteUntold() }
     }
 
     /// Tells the policy which of the pages it gave have left. A page that is there has either never left, or is back already and among the arrivals: that it came back so soon is what
@@ -235,10 +238,13 @@ final class ReclaimThread {
             let phase = table[page].phase
             // A page that is to be put back is written just now.
             if phase == .dram || phase == .filling || phase == .detaching { there.append(page) }
-            if phase != .detaching { policy.noteEvicted(page) }
+            if phase != .detaching {
+                core.watches?.forget(page)
+                policy.noteEvicted(page)
+            }
         }
         tellArrivals()
-        for page in there { policy.noteKept(page) }
+        for page in there { policy.noteKept(page, in: watched) }
     }
 
     /// Unwritten for the grace time (R4): every I/O submitted before it was protected is over.

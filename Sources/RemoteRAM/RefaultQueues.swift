@@ -3,15 +3,17 @@
 /// The uses of a resident page are hardly seen from outside (writes by the scanner, reads by sampling if at all); its faults are. So the policy learns from pages that are away:
 /// the *distance* of a refault is the number of pages that were evicted meanwhile.
 ///
-///       comes in ──▶ probation ──────────────────────────▶ evicted, remembered with the time
-///                     │ seen used twice                      │ refault at a distance under the threshold:
+///       comes in ──▶ probation ──(half way: watched)─────▶ evicted, remembered with the time
+///                     │ seen used                            │ refault at a distance under the threshold:
 ///                     ▼                                      ▼ one turn more than the last time (up to 15), else half as many
 ///                    leased: a ring, each page stays for its turns ──▶ its lease is over: evicted, a test
 ///
 /// * A page that comes in for the first time, or comes back late, passes through probation and goes: a scan leaves the leased pages alone.
+/// * Where the VMM can be asked (`Watches`), pages in the older half of probation and leased pages are watched: one that was used stays (in the ring), one that was not goes, whatever its turns.
+///   Where it cannot, turns are all there is.
 /// * What comes back early gets a lease, as long as there is room. The threshold is a price: it falls while the leased pages are too many, and rises while they are too few. So in
 ///   a loop over more than fits, where all distances are the same, those that are in stay in, instead of all missing for ever.
-/// * A lease that ends is a test of the leased pages. Do pages come back sooner after it than after probation? Then they are worth their place, and their part may grow, up to 3/4;
+/// * A lease that ends is a test of the leased pages. Do pages come back sooner after it than after probation? Then they are worth their place, and their part may grow, up to 4/5;
 ///   otherwise it shrinks, and probation becomes first in, first out over all. The fewer come back at all, the faster the ring turns: pages that nobody uses any more do not stay.
 ///
 /// Victims are found at the heads of the queues, whatever the device's size; some thousands are taken out at a time and given away in the order of their addresses, so that
@@ -20,6 +22,9 @@
 /// Memory: 4 bytes for each resident page, 2 bytes for each page of a stretch of 16 MiB that was ever touched. Lost when the process dies: the order and the distances. What
 /// remains is in the page's heat: the high half is the turns of its last lease, the low half (up to 3) how often it was seen used since it was looked at.
 package struct RefaultQueues: EvictionPolicy {
+    /// The younger half of probation…
+    private var young = PageQueue()
+    /// …and the older one, whose pages are watched as far as that is possible.
     private var probation = PageQueue()
     private var leased = PageQueue()
     /// Not to be taken just now (written too recently, being copied).
@@ -49,6 +54,8 @@ package struct RefaultQueues: EvictionPolicy {
     private static let sweepChunksMax = 128
     /// …and chunks walked over: 2 TiB.
     private static let sweepWalkMax: UInt64 = 1 << 20
+    /// Probation is not emptied for victims below this part of the resident pages: its pages need time to be seen used.
+    private static let probationMin = 0.15
     /// Pages tried again in one call although they could not be taken when they were looked at last.
     private static let retriesMax = 64
 
@@ -85,8 +92,13 @@ package struct RefaultQueues: EvictionPolicy {
 
     private func state(_ page: PageIndex) -> State { State(bits: states[page]) }
 
-    private mutating func push(_ page: PageIndex, leased isLeased: Bool, turns: UInt8 = 0) {
-        if isLeased { leased.append(page) } else { probation.append(page) }
+    private mutating func push(_ page: PageIndex, _ pages: some PageStates, leased isLeased: Bool, turns: UInt8 = 0) {
+        if isLeased {
+            leased.append(page)
+            pages.watch(page)
+        } else {
+            young.append(page)
+        }
         states[page] = State.queued(leased: isLeased, turns: turns).bits
     }
 
@@ -98,7 +110,7 @@ package struct RefaultQueues: EvictionPolicy {
         if state.isQueued { return }
         let entry = pages[page]
         var turns = entry.heat >> 4
-        guard state.time != 0 else { return push(page, leased: turns >= 2, turns: turns) }
+        guard state.time != 0 else { return push(page, pages, leased: turns >= 2, turns: turns) }
         learnt.resident = Double(max(1, pages.residentPages))
         let distance = learnt.distance(since: state.time, now: evictions)
         learnt.noteRefault(distance: distance, leased: state.isLeased)
@@ -106,7 +118,7 @@ package struct RefaultQueues: EvictionPolicy {
         if isEarly { learnt.turnRing(by: learnt.turnsOfRing(leased: leased.count)) }
         turns = isEarly ? min(Self.turnsMax, turns + 1) : turns / 2
         if entry.heat >> 4 != turns { pages.setHeat(page, turns << 4 | entry.heat & 0x0F) }
-        push(page, leased: isEarly && (learnt.hasRoom(leased: leased.count) || distance <= learnt.threshold / 2), turns: turns)
+        push(page, pages, leased: isEarly && (learnt.hasRoom(leased: leased.count) || distance <= learnt.threshold / 2), turns: turns)
     }
 
     package mutating func noteEvicted(_ page: PageIndex) {
@@ -116,11 +128,11 @@ package struct RefaultQueues: EvictionPolicy {
         states[page] = State.away(since: learnt.tick(evictions), leased: wasLeased).bits
     }
 
-    package mutating func noteKept(_ page: PageIndex) {
+    package mutating func noteKept(_ page: PageIndex, in pages: some PageStates) {
         let state = state(page)
         if state.isQueued { return }
         if state.time != 0 { learnt.takeBack(leased: state.isLeased) }
-        push(page, leased: state.isLeased)
+        push(page, pages, leased: state.isLeased)
     }
 
     package mutating func noteUntold() { sweep = 0 }
@@ -151,7 +163,7 @@ package struct RefaultQueues: EvictionPolicy {
     }
 
     /// Entries in all queues; those of pages that are not resident any more count, too.
-    private var queued: Int { probation.count + leased.count + waiting.count + aside.count + ready.count - readyNext }
+    private var queued: Int { young.count + probation.count + leased.count + waiting.count + aside.count + ready.count - readyNext }
 
     /// Gives a page away that is out of its queue, or puts it back.
     private mutating func take(
@@ -163,7 +175,7 @@ package struct RefaultQueues: EvictionPolicy {
         let isLeased = state(page).isLeased
         if !entry.isResident {
             states[page] = State.picked.bits
-        } else if isUsed(entry, leased: isLeased), !force {
+        } else if isUsed(page, entry, pages, leased: isLeased), !force {
             keep(page, entry, pages)
         } else if entry.pinned || (entry.slotRetired && !entry.slotValid) {
             aside.append(page)
@@ -180,10 +192,12 @@ package struct RefaultQueues: EvictionPolicy {
         pages.setHeat(page, entry.heat & 0xF0)
         let state = state(page)
         if !state.isLeased { learnt.turnRing(by: learnt.turnsOfRing(leased: leased.count) / 2) }
-        push(page, leased: true, turns: state.isLeased ? state.turns : 1)
+        push(page, pages, leased: true, turns: state.isLeased ? state.turns : 1)
     }
 
-    private func isUsed(_ entry: PageEntry, leased: Bool) -> Bool { entry.heat & 0x0F >= (leased ? 1 : Self.usesForLease) }
+    private func isUsed(_ page: PageIndex, _ entry: PageEntry, _ pages: some PageStates, leased: Bool) -> Bool {
+        entry.heat & 0x0F >= (leased ? 1 : Self.usesForLease) || pages.use(of: page) == .used
+    }
 
     /// Takes pages out of their queues: from the ring as far as it is to turn, and from probation.
     private mutating func makeReady(_ count: Int, _ pages: some PageStates, force: Bool, visits: inout Int) {
@@ -191,23 +205,35 @@ package struct RefaultQueues: EvictionPolicy {
         readyNext = 0
         while ready.count < count, visits > 0 {
             visits -= 1
+            watchOlderHalf(pages)
             learnt.turnRing(by: learnt.turnsForVictim(leased: leased.count))
             if learnt.credit >= 1 {
                 turnRing(pages, force: force, visits: &visits)
                 if ready.count >= count { break }
             }
+            if !force, !leased.isEmpty, Double(young.count + probation.count) < Self.probationMin * learnt.resident {
+                learnt.turnRing(by: 1)
+                continue
+            }
             if let page = probation.popFirst() {
                 let entry = pages[page]
-                if entry.isResident, isUsed(entry, leased: false), !force { keep(page, entry, pages) } else { ready.append(page) }
+                if entry.isResident, isUsed(page, entry, pages, leased: false), !force { keep(page, entry, pages) } else { ready.append(page) }
             } else if let page = leased.popFirst() {
                 // Nothing else is left: turns do not count.
                 let entry = pages[page]
-                if entry.isResident, isUsed(entry, leased: true), !force { keep(page, entry, pages) } else { ready.append(page) }
+                if entry.isResident, isUsed(page, entry, pages, leased: true), !force { keep(page, entry, pages) } else { ready.append(page) }
             } else {
                 break
             }
         }
         ready.sort()
+    }
+
+    private mutating func watchOlderHalf(_ pages: some PageStates) {
+        while young.count > probation.count, let page = young.popFirst() {
+            pages.watch(page)
+            probation.append(page)
+        }
     }
 
     private mutating func turnRing(_ pages: some PageStates, force: Bool, visits: inout Int) {
@@ -218,10 +244,10 @@ package struct RefaultQueues: EvictionPolicy {
             let turns = state(page).turns
             if !entry.isResident {
                 states[page] = State.picked.bits
-            } else if isUsed(entry, leased: true) {
+            } else if isUsed(page, entry, pages, leased: true) {
                 keep(page, entry, pages)
-            } else if turns > 0, learnt.hasRoom(leased: leased.count) {
-                push(page, leased: true, turns: turns - 1)
+            } else if turns > 0, pages.use(of: page) == .unknown, learnt.hasRoom(leased: leased.count) {
+                push(page, pages, leased: true, turns: turns - 1)
             } else {
                 ready.append(page)
                 return

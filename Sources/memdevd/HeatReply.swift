@@ -36,5 +36,7 @@ extension HeatStatus {
         probes = report.probes
         probeBytes = report.stridePages << pageShift
         cost = Cost(daemon: Double(report.ownTime) / 1e6, vmm: Double(report.vmmTime) / 1e6, guest: Double(report.guestTime) / 1e6)
+        cost.watchedPages = report.watched
+        cost.watching = Double(report.watchTime) / 1e6
     }
 }

@@ -14,7 +14,7 @@ import Glibc
         }
         let pages = numbers["--pages"]!
         print("miss ratio in percent: \(pages) pages, \(numbers["--accesses"]!) accesses, the first third not counted, seed \(numbers["--seed"]!)\n")
-        print("| stream | DRAM | optimum | LRU | FIFO | random | faults only | + sampled reads |\n|---|---:|---:|---:|---:|---:|---:|---:|")
+        print("| stream | DRAM | optimum | LRU | FIFO | random | faults only | + sampled reads | watched |\n|---|---:|---:|---:|---:|---:|---:|---:|---:|")
         for stream in Stream.generated(seed: UInt64(numbers["--seed"]!), pages: pages, accesses: numbers["--accesses"]!) {
             for percent in [10, 25, 50, 75, 90] {
                 let budget = pages * percent / 100
@@ -22,6 +22,7 @@ import Glibc
                     replayOptimum(stream, budget), replayLRU(stream, budget, promote: true), replayLRU(stream, budget, promote: false),
                     replayRandom(stream, budget), replay(stream, budget, policy: RefaultQueues.self),
                     replay(stream, budget, policy: RefaultQueues.self, sampleEvery: 4 * pages),
+                    replay(stream, budget, policy: RefaultQueues.self, watches: true),
                 ]
                 print("| \(stream.name) | \(percent) % | " + ratios.map(Self.percent).joined(separator: " | ") + " |")
             }

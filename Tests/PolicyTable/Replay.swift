@@ -12,11 +12,25 @@ final class SimulatedPages: PageStates {
     subscript(page: PageIndex) -> PageEntry { entries[Int(page)] }
     func setHeat(_ page: PageIndex, _ heat: UInt8) { entries[Int(page)].heat = heat }
     func residentPages(inChunk chunk: UInt64) -> UInt32 { chunks[Int(chunk)] }
+
+    /// Watched pages, and whether they were used since; empty: none can be watched.
+    private var uses: [PageUse] = []
+    private(set) var watches = 0
+    func canBeWatched() { uses = [PageUse](repeating: .unknown, count: Int(pageCount)) }
+    func watch(_ page: PageIndex) {
+        if uses.isEmpty { return }
+        watches += 1
+        uses[Int(page)] = .unused
+    }
+    func noteUse(_ page: Int) { if !uses.isEmpty, uses[page] == .unused { uses[page] = .used } }
+    func noteGone(_ page: PageIndex) { if !uses.isEmpty { uses[Int(page)] = .unknown } }
+    func use(of page: PageIndex) -> PageUse { uses.isEmpty ? .unknown : uses[Int(page)] }
 }
 
 /// Share of counted accesses that missed.
-func replay<P: EvictionPolicy>(_ stream: Stream, _ budget: Int, policy: P.Type, sampleEvery: Int = 0) -> Double {
+func replay<P: EvictionPolicy>(_ stream: Stream, _ budget: Int, policy: P.Type, sampleEvery: Int = 0, watches: Bool = false) -> Double {
     let pages = SimulatedPages(stream.pageCount)
+    if watches { pages.canBeWatched() }
     var policy = P(pageCount: stream.pageCount)
     var misses = 0
     let batch = max(1, budget / 128)
@@ -31,6 +45,7 @@ func replay<P: EvictionPolicy>(_ stream: Stream, _ budget: Int, policy: P.Type, 
             written.append(UInt32(page))
         }
         if sampleEvery > 0 { used[page] = true }
+        pages.noteUse(page)
         if pages.entries[page].phase != .dram {
             if step >= stream.warm { misses += 1 }
             if pages.residentPages >= Int64(budget) {
@@ -41,6 +56,7 @@ func replay<P: EvictionPolicy>(_ stream: Stream, _ budget: Int, policy: P.Type, 
                     pages.entries[Int(victim)].phase = .ssd
                     pages.residentPages -= 1
                     pages.chunks[Int(victim >> chunkShift)] -= 1
+                    pages.noteGone(victim)
                     policy.noteEvicted(victim)
                 }
             }

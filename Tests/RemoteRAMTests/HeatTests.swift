@@ -180,6 +180,7 @@ extension DeviceTests {
                 "  out \(counters.pagesOut.value), put back \(counters.pagesPutBack.value), zapped \(Self.report(guest).zapped), seen \(Self.report(guest).seen)"
             )
             #expect(counters.pagesOut.value > Self.pages && Self.report(guest).zapped > 0)
+            #expect(Self.report(guest).watched > 0, "pages were watched near their eviction")
             #expect(counters.checksumErrors.value == 0 && counters.readErrors.value == 0)
         }
 

@@ -96,6 +96,54 @@ import Testing
         #expect(gone.count { $0 % 4 == 0 } < 30)
     }
 
+    /// A table of which some pages can be watched.
+    private struct Watched: PageStates {
+        let table: PageTable
+        let uses: Uses
+        final class Uses {
+            var wanted: Set<PageIndex> = []
+            var always: [PageIndex: PageUse] = [:]
+        }
+        var pageCount: UInt64 { table.pageCount }
+        var residentPages: Int64 { table.residentPages }
+        subscript(page: PageIndex) -> PageEntry { table[page] }
+        func setHeat(_ page: PageIndex, _ heat: UInt8) { table.setHeat(page, heat) }
+        func residentPages(inChunk chunk: UInt64) -> UInt32 { table.residentPages(inChunk: chunk) }
+        func watch(_ page: PageIndex) { uses.wanted.insert(page) }
+        func use(of page: PageIndex) -> PageUse { uses.always[page] ?? .unknown }
+    }
+
+    @Test("Where pages can be watched, the older half of probation is; what was used stays, and what was not goes", arguments: [PageUse.used, .unused])
+    func watchedPages(use: PageUse) throws {
+        let guest = try Guest(pageCount: 4096, budget: 4096)
+        let watched = Watched(table: guest.table, uses: Watched.Uses())
+        for page in UInt64(0)..<1000 {
+            guest.bringIn(page)
+            guest.policy.noteInstalled(page, in: watched)
+        }
+        #expect(watched.uses.wanted.isEmpty)
+        func evict(_ count: Int) -> [PageIndex] {
+            let gone = guest.policy.pick(count, from: watched, force: false) { _ in true }
+            for page in gone {
+                guest.leave(page)
+                guest.policy.noteEvicted(page)
+            }
+            return gone
+        }
+        let first = evict(1)
+        let older = watched.uses.wanted.subtracting(first)
+        #expect((400...600).contains(older.count) && older.allSatisfy { $0 < 600 }, "\(older.count)")
+        for page in older { watched.uses.always[page] = .used }
+        let gone = evict(250)
+        // Some had been looked at before they were watched.
+        #expect(gone.count == 250 && gone.count { older.contains($0) } < 40)
+        // They are leased now, with a turn left, which counts only where nothing is known.
+        let leased = older.filter { guest.table[$0].isResident }
+        for page in leased { watched.uses.always[page] = use }
+        let goneLeased = (0..<10).reduce(0) { sum, _ in sum + evict(40).count { leased.contains($0) } }
+        if use == .used { #expect(goneLeased == 0) } else { #expect(goneLeased > 150, "\(goneLeased) of \(leased.count)") }
+    }
+
     @Test("With force warm pages are picked at once") func forced() throws {
         let guest = try Guest(pageCount: 100, budget: 100)
         for page in UInt64(0)..<100 {
@@ -148,7 +196,7 @@ import Testing
             #expect(picked.count == 10)
             // Every other time the engine takes them for gone first.
             if round % 2 == 0 { for page in picked { guest.policy.noteEvicted(page) } }
-            for page in picked { guest.policy.noteKept(page) }
+            for page in picked { guest.policy.noteKept(page, in: guest.table) }
         }
     }
 
