@@ -4,8 +4,8 @@
 ///                    │        │                 │         │
 ///                    └────────┴── what is left fits ──────┴▶ enough
 ///
-/// At each share it waits until what is measured shows it (`settleMilliseconds`, two rounds), then takes the worst of some whole periods: a round that happens to lie in the part of a period
-/// in which the VM stands still finds nothing written, and says nothing. As long as that falls from one look to the next the share stays.
+/// At each share it waits until what is measured shows it (`settleMilliseconds`, two rounds), then takes the mean of some whole periods: a round that happens to lie in the part of a period
+/// in which the VM stands still finds nothing written, and says nothing by itself. As long as the mean falls from one look to the next the share stays.
 struct Throttle: Equatable, Sendable {
     /// As QEMU's auto-converge has it.
     static let percentFirst = 20
@@ -41,30 +41,32 @@ struct Throttle: Equatable, Sendable {
     /// When the share was changed last, and which round ran then.
     private var changedAt = 0.0
     private var changedRound: UInt32 = 0
-    /// The look: the worst estimate of it, and the periods that it has lasted.
-    private var worst: Double?
+    /// The look: its estimates, and the periods that it has lasted.
+    private var sum = 0.0
+    private var count = 0
     private var periods = 0
-    private var lastWorst = Double.infinity
+    private var lastMean = Double.infinity
 
     init(downtimeMilliseconds: Int) { self.downtimeMilliseconds = Double(downtimeMilliseconds) }
 
-    /// What is known at some moment: the round that runs, and what the last pass would take after the one before. Before the first share, and several times in a period.
+    /// What is known at some moment: the round that runs, and what the last pass would take after the one before. Once before the first share; then evenly over each period.
     mutating func note(round: UInt32, estimateMilliseconds: Double, at milliseconds: Double) {
-        if percent == 0 { lastWorst = estimateMilliseconds }
+        if percent == 0 { lastMean = estimateMilliseconds }
         guard percent > 0, milliseconds - changedAt >= Self.settleMilliseconds, round >= changedRound &+ Self.settleRounds else { return }
-        worst = max(worst ?? 0, estimateMilliseconds)
+        (sum, count) = (sum + estimateMilliseconds, count + 1)
     }
 
     /// At the end of a period; the first time before any.
     mutating func judge(round: UInt32, at milliseconds: Double) -> Judgement {
         if percent == 0 { return slower(round, milliseconds) }
-        guard let worst else { return .hold }
+        guard count > 0 else { return .hold }
         periods += 1
         guard periods >= Self.periodsOfLook else { return .hold }
-        (self.worst, periods) = (nil, 0)
-        if worst <= downtimeMilliseconds { return .enough }
-        let falls = worst <= Self.fallsTo * lastWorst
-        lastWorst = worst
+        let mean = sum / Double(count)
+        (sum, count, periods) = (0, 0, 0)
+        if mean <= downtimeMilliseconds { return .enough }
+        let falls = mean <= Self.fallsTo * lastMean
+        lastMean = mean
         return falls ? .hold : slower(round, milliseconds)
     }
 
