@@ -31,6 +31,8 @@ public struct ControlRequest: Codable, Sendable, Equatable {
         case migrateCommit
         /// The VM stays here.
         case migrateAbort
+        /// The processors of `vm` stand still for `percent` of the time from now on, because it writes more than can be moved. memdevd notes it, for whoever asks.
+        case migrateThrottle
         /// Every migration that runs or has run, from here and to here.
         case migrations
         /// The VMM of `vm`, which is attached here, waits for its device state at `address` (none: not any more).
@@ -49,6 +51,7 @@ public struct ControlRequest: Codable, Sendable, Equatable {
     public var postCopy: String?
     /// Parts of an answer.
     public var buckets: Int?
+    public var percent: Int?
 
     public init(_ command: Command, vm: String? = nil, bytes: UInt64? = nil) {
         self.command = command

@@ -25,6 +25,10 @@ public struct MigrationStatus: Codable, Sendable, Equatable {
     public var downtimeEstimate: Double
     /// It does not get less: the VM writes it all the time.
     public var isFlat: Bool
+    /// The share of the time for which memdevctl makes the VM stand still now, in percent; nil: it does not.
+    public var throttle: Int?
+    /// The largest such share so far.
+    public var throttleMost: Int?
     /// The last pass: from the order to the destination's READY.
     public var lastPass: Double
     public var lastPassBytes: UInt64

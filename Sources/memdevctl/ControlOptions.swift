@@ -33,7 +33,7 @@ struct ControlOptions: ParsableArguments {
     private func ask(_ request: ControlRequest, progress: (ControlReply.Progress) -> Void) throws(Failure) -> ControlReply {
         let canRepeat =
             switch request.command {
-            case .version, .list, .stat, .heat, .estimate, .budget, .metrics, .migrations, .receive, .migrateDryRun: true
+            case .version, .list, .stat, .heat, .estimate, .budget, .metrics, .migrations, .receive, .migrateDryRun, .migrateThrottle: true
             case .evict, .load, .release, .migrate, .migrateFinish, .migrateCommit, .migrateAbort: false
             }
         var left = canRepeat ? Self.questionsMax : 1

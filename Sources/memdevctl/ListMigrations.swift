@@ -20,9 +20,10 @@ struct ListMigrations: ParsableCommand {
             ("LAST PASS", .right), ("TIME", .right), ("", .left),
         ])
         for one in migrations {
+            let state = one.state + (one.throttle.map { " (stands still \($0) %)" } ?? "")
             let share = one.total > 0 ? "\(one.done * 100 / one.total) %" : "-"
             table.add([
-                one.vm, "\(one.direction == .out ? "to" : "from") \(one.peer)", one.state, "\(one.round)", share, Figure.size(one.toDRAM),
+                one.vm, "\(one.direction == .out ? "to" : "from") \(one.peer)", state, "\(one.round)", share, Figure.size(one.toDRAM),
                 Figure.size(one.toSSD),
                 Figure.size(one.left), one.lastPass > 0 ? Figure.time(one.lastPass * 1000) : "-", Figure.time(one.duration * 1000), one.error ?? "",
             ])
@@ -39,8 +40,9 @@ enum MigrationText {
         case "done":
             let fetched = status.isPostCopy == true ? ", \(Figure.size(status.fetched ?? 0)) of it waited for" : ""
             let rest = "last pass \(Figure.size(status.lastPassBytes)) in \(Figure.time(status.lastPass * 1000))"
+            let throttled = status.throttleMost.map { ", stood still for up to \($0) % before" } ?? ""
             return
-                "\(status.vm): at \(status.peer) after \(Figure.time(status.duration * 1000)): \(amounts)\(fetched); \(rest)\(status.confirmed ? "" : "; \(status.peer) has not confirmed it")"
+                "\(status.vm): at \(status.peer) after \(Figure.time(status.duration * 1000)): \(amounts)\(fetched); \(rest)\(throttled)\(status.confirmed ? "" : "; \(status.peer) has not confirmed it")"
         case "waiting":
             let flat = status.isFlat ? ", and does not get less" : ""
             return "\(status.vm): \(amounts); \(Figure.size(status.left)) are left, about \(Figure.time(status.downtimeEstimate * 1000))\(flat)"

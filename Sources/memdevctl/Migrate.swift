@@ -27,6 +27,13 @@ struct Migrate: ParsableCommand {
     var postCopy = false
     @Flag(help: "The same, but only when copying does not get ahead of what the VM writes.")
     var postCopyIfNeeded = false
+    @Flag(
+        help: "When the VM writes more than can be moved, make it stand still for a growing share of the time, until what is left fits the downtime.")
+    var throttle = false
+    @Option(
+        help: ArgumentHelp(
+            "The same, by this shell command with the percentage after it, 0 at the end, instead of QEMU's stop and cont.", valueName: "command"))
+    var throttleCommand: String?
     @Option(help: ArgumentHelp("Where the VMM over there waits for the device state, if 'memdevctl receive' has not said it.", valueName: "address"))
     var deviceState: String?
     @Option(help: ArgumentHelp("How long to wait for the VMM over there.", valueName: "s"))
@@ -49,28 +56,79 @@ struct Migrate: ParsableCommand {
         }
         if postCopy, postCopyIfNeeded { throw ValidationError("--post-copy and --post-copy-if-needed exclude each other") }
         if postCopy || postCopyIfNeeded, finish || commit || abort || dryRun { throw ValidationError("--post-copy goes with the beginning of a migration") }
+        if wantsThrottle, postCopy || postCopyIfNeeded { throw ValidationError("--throttle goes with copying before, not with --post-copy") }
+        if wantsThrottle, dryRun { throw ValidationError("--dry-run goes with --downtime, --bandwidth and --json only") }
+        if throttle, finish || commit || abort { throw ValidationError("--throttle goes with the beginning of a migration") }
+        if throttle, qmp == nil, throttleCommand == nil {
+            throw ValidationError("--throttle needs --qmp, or --throttle-command: a command that makes the VM slower")
+        }
+        if let throttleCommand, throttleCommand.allSatisfy(\.isWhitespace) { throw ValidationError("the command of --throttle-command is empty") }
         guard [finish, commit, abort].count(where: { $0 }) <= 1 else { throw ValidationError("--finish, --commit and --abort exclude each other") }
         if !finish, !commit, !abort, host == nil { throw ValidationError("the host is missing: memdevctl migrate VM HOST") }
     }
 
     func run() throws {
-        if finish { return try report(control.send(ControlRequest(.migrateFinish, vm: target.vm))) }
-        if commit { return try report(follow(control.send(ControlRequest(.migrateCommit, vm: target.vm)))) }
-        if abort { return try stay() }
+        if finish || commit || abort { return try goOn() }
         if dryRun { return try forecast() }
-        guard let qmp else { return try report(begin()) }
+        guard let qmp else { return try byHand() }
         let monitor = try QEMUMonitor(path: qmp)
         var qemu = try QEMUHandOver(monitor)
         let begun = try begin()
         let switching = Switching(vm: target.vm, control: control)
         // A VM that is paused half-way must not stay so because of a Ctrl-C.
-        for number in [SIGINT, SIGTERM, SIGHUP] { signal(number, SIG_IGN) }
+        Interruption.ignore()
         let address = try deviceState ?? switching.address(begun, seconds: wait)
-        let reply = try switching.run(&qemu, to: address, quit: quit)
+        // Who stands still already writes nothing, and is not ours to continue.
+        let brake: (any Brake)? = wantsThrottle && qemu.wasRunning ? throttleCommand.map { CommandBrake($0) } ?? QEMUBrake(monitor) : nil
+        let (reply, throttled) = try switching.run(&qemu, to: address, quit: quit, throttling: brake.map(throttling))
         // What is not there yet comes whether anybody looks or not.
-        for number in [SIGINT, SIGTERM, SIGHUP] { signal(number, SIG_DFL) }
+        Interruption.obey()
         let stopped = try? qemu.stopped()
-        try report(follow(reply), stopped: stopped)
+        try report(follow(reply), stopped: stopped, throttled: throttled)
+    }
+
+    private var wantsThrottle: Bool { throttle || throttleCommand != nil }
+
+    private func throttling(_ brake: any Brake) -> Throttling {
+        Throttling(vm: target.vm, control: control, downtimeMilliseconds: downtime, brake: brake)
+    }
+
+    /// An order for a migration that has begun.
+    private func goOn() throws {
+        if abort {
+            try stay()
+        } else if finish {
+            try report(control.send(ControlRequest(.migrateFinish, vm: target.vm)))
+        } else {
+            try report(follow(control.send(ControlRequest(.migrateCommit, vm: target.vm))))
+        }
+        // It stands still or is over there by now, or must not be slower any more.
+        guard let throttleCommand else { return }
+        try CommandBrake(throttleCommand).run(0)
+        _ = try control.send(ControlRequest(.migrateThrottle, vm: target.vm))
+    }
+
+    /// Without a monitor: until the VMM should be paused. A VM that was made slower is still so then, or what is left would become more before it stands still.
+    private func byHand() throws {
+        let begun = try begin()
+        guard let throttleCommand else { return try report(begun) }
+        Interruption.note()
+        var throttling = throttling(CommandBrake(throttleCommand))
+        let throttled: Throttling.Report?
+        do throws(Failure) {
+            throttled = try throttling.run()
+        } catch {
+            var text = "VM \(target.vm) stays here: \(error.message)"
+            do throws(Failure) { try throttling.release() } catch { text += "; making it as fast as before failed too: \(error.message)" }
+            _ = try? control.send(ControlRequest(.migrateAbort, vm: target.vm))
+            throw Failure(.refused, text)
+        }
+        Interruption.obey()
+        let now = try control.send(ControlRequest(.migrations)).migrations?.last { $0.vm == target.vm && $0.direction == .out }
+        try report(now.map { ControlReply(ok: true, migrations: [$0]) } ?? begun, throttled: throttled)
+        if throttled != nil, !control.json {
+            print("it is slower until then: give --finish the same --throttle-command")
+        }
     }
 
     private func request(_ command: ControlRequest.Command) -> ControlRequest {
@@ -114,15 +172,23 @@ struct Migrate: ParsableCommand {
     }
 
     private func stay() throws {
-        if let qmp {
-            let monitor = try QEMUMonitor(path: qmp)
-            try monitor.execute("migrate_cancel")
+        let monitor = try qmp.map { path throws(Failure) in try QEMUMonitor(path: path) }
+        try monitor?.execute("migrate_cancel")
+        // A memdevctl that was killed while it slowed the VM down may have left it standing still: memdevd knows, for it was told before.
+        let status = try control.send(ControlRequest(.migrations)).migrations?.last { $0.vm == target.vm && $0.direction == .out }
+        if status?.throttle != nil, throttleCommand == nil {
+            if let monitor {
+                if try QEMUHandOver.resume(monitor) { StandardError.print("memdevctl: \(target.vm) stood still, to write less; it goes on") }
+                _ = try control.send(ControlRequest(.migrateThrottle, vm: target.vm))
+            } else {
+                StandardError.print("memdevctl: \(target.vm) was being slowed down, and may stand still: look at it, or say --qmp or --throttle-command")
+            }
         }
         try report(control.send(ControlRequest(.migrateAbort, vm: target.vm)))
     }
 
-    private func report(_ reply: ControlReply, stopped: Double? = nil) throws {
-        if control.json { return try Output.json(Report(migration: reply.migrations?.first, stopped: stopped)) }
+    private func report(_ reply: ControlReply, stopped: Double? = nil, throttled: Throttling.Report? = nil) throws {
+        if control.json { return try Output.json(Report(migration: reply.migrations?.first, stopped: stopped, throttled: throttled)) }
         guard let status = reply.migrations?.first else { return }
         print(MigrationText.line(status))
         if status.state == "waiting" { print("pause the VMM now, then: memdevctl migrate \(status.vm) --finish") }
@@ -132,6 +198,8 @@ struct Migrate: ParsableCommand {
         var migration: MigrationStatus?
         /// When the VM was stopped, in seconds of the clock on the wall.
         var stopped: Double?
+        /// The VM was made slower before.
+        var throttled: Throttling.Report?
     }
 }
 
@@ -158,13 +226,32 @@ struct Switching {
         throw Failure(.refused, "VM \(vm) stays here: \(reason)")
     }
 
-    func run(_ qemu: inout QEMUHandOver, to address: String, quit: Bool) throws(Failure) -> ControlReply {
+    func run(
+        _ qemu: inout QEMUHandOver, to address: String, quit: Bool, throttling: consuming Throttling? = nil
+    ) throws(Failure) -> (ControlReply, Throttling.Report?) {
+        var throttled: Throttling.Report?
         do throws(Failure) {
+            if throttling != nil {
+                Interruption.note()
+                throttled = try throttling?.run()
+                // From here on everything takes moments.
+                Interruption.ignore()
+                if throttling?.brake.isForeign == true { qemu.notePaused() }
+            }
             try qemu.prepare()
+            // A VM that is stopped when it is migrated would be so over there, too; what it writes until QEMU pauses it is written at full speed.
+            if throttling?.brake is QEMUBrake { try throttling?.release() }
             try qemu.pause(to: address)
+            try throttling?.release()
             _ = try control.send(ControlRequest(.migrateFinish, vm: vm))
         } catch {
-            throw stay(qemu, error)
+            var text = error.message
+            if throttling != nil {
+                Interruption.ignore()
+                do throws(Failure) { try throttling?.release() } catch { text += "; making it as fast as before failed too: \(error.message)" }
+                if throttling?.brake.isForeign == true { qemu.notePaused() }
+            }
+            throw stay(qemu, Failure(error.status, text))
         }
         do throws(Failure) {
             try qemu.handOver()
@@ -180,7 +267,7 @@ struct Switching {
         }
         let reply = try control.send(ControlRequest(.migrateCommit, vm: vm))
         if quit { try qemu.quit() } else { try qemu.restore() }
-        return reply
+        return (reply, throttled)
     }
 
     private func stay(_ qemu: QEMUHandOver, _ failure: Failure) -> Failure {

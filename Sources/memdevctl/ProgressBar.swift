@@ -15,7 +15,16 @@ struct ProgressBar {
     mutating func show(_ progress: ControlReply.Progress) {
         guard terminal.isTerminal else { return }
         let seconds = (ContinuousClock.now - start) / .seconds(1)
-        let line = ProgressBar.line(title, progress, seconds: seconds, columns: terminal.columns, hasBlocks: terminal.hasBlocks)
+        draw(ProgressBar.line(title, progress, seconds: seconds, columns: terminal.columns, hasBlocks: terminal.hasBlocks))
+    }
+
+    /// Title and text, where there is no end to be seen.
+    mutating func show(text: String) {
+        guard terminal.isTerminal else { return }
+        draw(String("\(title)  \(text)".prefix(max(0, terminal.columns - 1))))
+    }
+
+    private mutating func draw(_ line: String) {
         StandardError.write("\r\u{1B}[K" + line)
         isDrawn = true
     }

@@ -8,7 +8,8 @@ struct QEMUHandOver {
     private let monitor: QEMUMonitor
     private var capabilities: [(name: String, value: Bool)] = []
     private var bandwidth: Int64?
-    private let wasRunning: Bool
+    /// It was running, and nobody else has paused it since: it must do so again.
+    private(set) var wasRunning: Bool
 
     private static let wanted: [(name: String, value: Bool)] = [
         ("x-ignore-shared", true), ("pause-before-switchover", true), ("return-path", true), ("events", true), ("postcopy-ram", false),
@@ -88,6 +89,16 @@ struct QEMUHandOver {
         let isRunning = try monitor.execute("query-status")["running"]?.bool ?? false
         if wasRunning, !isRunning { try monitor.execute("cont") }
         try restore()
+    }
+
+    /// Somebody else has paused the VM: it stays so.
+    mutating func notePaused() { wasRunning = false }
+
+    /// Lets a VM go on that a memdevctl has made to stand still and left so. False: it runs already.
+    static func resume(_ monitor: QEMUMonitor) throws(Failure) -> Bool {
+        guard try monitor.execute("query-status")["status"]?.string == "paused" else { return false }
+        try monitor.execute("cont")
+        return true
     }
 
     /// When the VM was stopped, in seconds of the clock on the wall.

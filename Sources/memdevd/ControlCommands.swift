@@ -54,7 +54,7 @@ struct ControlCommands: Sendable {
             return try evict(request, progress)
         case .load:
             return try load(request, progress)
-        case .migrate, .migrateDryRun, .migrateFinish, .migrateCommit, .migrateAbort, .migrations, .receive:
+        case .migrate, .migrateDryRun, .migrateFinish, .migrateCommit, .migrateAbort, .migrateThrottle, .migrations, .receive:
             preconditionFailure("answered by MigrationCommands")
         case .release:
             let vm = try name(request)

@@ -27,6 +27,11 @@ struct MigrationCommands {
             return try order(.commit, request, until: [.done, .streaming])
         case .migrateAbort:
             return try order(.abort("the operator wished so"), request, until: [.failed])
+        case .migrateThrottle:
+            let (vm, percent) = (try vm(request), request.percent ?? 0)
+            guard (0...99).contains(percent) else { throw Migrations.Refused("a VM cannot stand still for \(percent) % of the time: 0 to 99") }
+            try migrations.noteThrottle(vm: vm, percent: percent)
+            return ControlReply(ok: true, migrations: migrations.status(vm: vm).map { [$0] })
         case .receive:
             try migrations.listen(vm: try vm(request), at: request.address)
             return ControlReply(ok: true)

@@ -17,6 +17,8 @@ final class Migrations: Sendable {
         /// Of a connection that comes in, first its address, then its name.
         var peer: PeerName
         var side: Side
+        /// For which share of the time memdevctl makes the VM stand still, in percent: now, and at most so far.
+        var throttle = (now: 0, most: 0)
         enum Side: Sendable {
             case out(Outgoing)
             case `in`(Incoming)
@@ -28,6 +30,10 @@ final class Migrations: Sendable {
             }
         }
         var isOver: Bool { figures.state == .done || figures.state == .failed }
+        var isOut: Bool {
+            if case .out = side { return true }
+            return false
+        }
     }
 
     private struct State {
@@ -252,6 +258,20 @@ final class Migrations: Sendable {
         return outgoing
     }
 
+    /// Notes that a VM is made to stand still for so much of the time, also of a migration that is over: it must be possible to say that it is no more.
+    func noteThrottle(vm: String, percent: Int) throws {
+        let before = try state.withLock { state in
+            guard let index = state.jobs.lastIndex(where: { $0.vm == vm && $0.isOut }) else { throw Refused("VM \(vm) is not being migrated from here") }
+            if percent > 0, state.jobs[index].isOver { throw Refused("the migration of VM \(vm) is over: it need not stand still for it") }
+            let before = state.jobs[index].throttle
+            state.jobs[index].throttle = (percent, max(before.most, percent))
+            return before.now
+        }
+        if before == percent { return }
+        let text = percent > 0 ? "stands still for \(percent) % of the time: it writes more than can be moved" : "is not slowed down any more"
+        logger.notice("\(text)", metadata: ["vm": "\(vm)"])
+    }
+
     func figures(of vm: String) throws -> MigrationFigures { try outgoing(vm).figures }
 
     /// Gives an order and waits until one of `states` is reached; throws why it is not.
@@ -277,8 +297,12 @@ final class Migrations: Sendable {
     var all: [MigrationStatus] {
         state.withLock { $0.jobs }.compactMap { job in
             switch job.side {
-            case .out(let outgoing): MigrationStatus(job.vm, .out, job.peer.text, outgoing.figures)
-            case .in(let incoming): incoming.vm.map { MigrationStatus($0, .in, job.peer.text, incoming.figures) }
+            case .out(let outgoing):
+                var status = MigrationStatus(job.vm, .out, job.peer.text, outgoing.figures)
+                if job.throttle.now > 0 { status.throttle = job.throttle.now }
+                if job.throttle.most > 0 { status.throttleMost = job.throttle.most }
+                return status
+            case .in(let incoming): return incoming.vm.map { MigrationStatus($0, .in, job.peer.text, incoming.figures) }
             }
         }
     }

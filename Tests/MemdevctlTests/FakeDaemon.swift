@@ -2,17 +2,24 @@ import ControlAPI
 import Glibc
 import Synchronization
 
-/// A control socket that gives fixed answers: one after another, whatever the requests; the last one for ever.
+/// A control socket that gives fixed answers, one after another, whatever the requests, the last one for ever; or what a test works out.
 ///
 /// Concurrency: its thread alone answers; `requests` is behind a lock.
 final class FakeDaemon: Sendable {
     let path: String
     private let listener: Int32
-    private let answers: [[UInt8]]
+    /// The bytes for a request, by its number.
+    private let answers: @Sendable (Int, ControlRequest) -> [UInt8]
     private let received = Mutex<[ControlRequest]>([])
 
     /// `answers`: the bytes sent after each request; then the connection ends.
-    init(answers: [[UInt8]]) {
+    convenience init(answers: [[UInt8]]) { self.init { number, _ in answers[min(number, answers.count - 1)] } }
+
+    convenience init(_ answer: @escaping @Sendable (ControlRequest) -> ControlReply) {
+        self.init { _, request in (try? JSONLine.encode(answer(request))) ?? [] }
+    }
+
+    private init(answers: @escaping @Sendable (Int, ControlRequest) -> [UInt8]) {
         let random = UInt64.random(in: .min ... .max)
         path = "/tmp/memdevctl-test-\(String(random, radix: 36)).sock"
         self.answers = answers
@@ -37,19 +44,22 @@ final class FakeDaemon: Sendable {
         while true {
             let connection = accept(listener, nil, nil)
             if connection < 0 { break }
-            answer(connection, answers[min(count, answers.count - 1)])
+            answer(connection, count)
             count += 1
             close(connection)
         }
         close(listener)
     }
 
-    private func answer(_ connection: Int32, _ bytes: [UInt8]) {
+    private func answer(_ connection: Int32, _ number: Int) {
+        var bytes: [UInt8] = []
         var lines = LineSplitter(bytesMax: JSONLine.requestBytesMax)
         var buffer = [UInt8](repeating: 0, count: 4096)
         while true {
             if let line = try? lines.next() {
-                if let request = try? JSONLine.decode(ControlRequest.self, from: line) { received.withLock { $0.append(request) } }
+                guard let request = try? JSONLine.decode(ControlRequest.self, from: line) else { return }
+                received.withLock { $0.append(request) }
+                bytes = answers(number, request)
                 break
             }
             let count = recv(connection, &buffer, buffer.count, 0)
@@ -63,7 +73,7 @@ final class FakeDaemon: Sendable {
         }
     }
 
-    private static func listen(at path: String) -> Int32 {
+    static func listen(at path: String) -> Int32 {
         let descriptor = socket(AF_UNIX, Int32(SOCK_STREAM.rawValue) | Int32(SOCK_CLOEXEC.rawValue), 0)
         var address = sockaddr_un()
         address.sun_family = sa_family_t(AF_UNIX)

@@ -27,13 +27,13 @@ final class RunningVM: @unchecked Sendable {
     let client: VMMClient
     let pages: UInt64
 
-    /// `noDMA`: needs no grace time.
-    init(_ name: String, _ daemon: RunningDaemon, pages: UInt64 = 4096, noDMA: Bool = true) throws {
+    /// `noDMA`: needs no grace time. `keep`: what it leaves stays.
+    init(_ name: String, _ daemon: RunningDaemon, pages: UInt64 = 4096, noDMA: Bool = true, keep: Bool = false) throws {
         self.name = name
         self.pages = pages
         client = try VMMClient(path: daemon.vmmSocket)
         try #require(client.negotiate())
-        let attached = try #require(client.attach(vm: name, bytes: pages << pageShift))
+        let attached = try #require(client.attach(vm: name, bytes: pages << pageShift, keep: keep))
         if let refusal = attached.refusal { throw Refused(text: refusal.text) }
         let mapped = try #require(client.setMapper { $0.flags = noDMA ? 2 : 0 })
         if let refusal = mapped.refusal { throw Refused(text: refusal.text) }

@@ -151,4 +151,4 @@ def migrate(machine, source, destination, incoming, *arguments, watch=True):
         raise Failure(f"memdevctl migrate: status {result.returncode}, {result.stderr.strip()}")
     said = json.loads(result.stdout)
     resumed = receiver.result()["resumed"]
-    return {**said["migration"], "seconds": seconds, "downtime": (resumed - said["stopped"]) * 1000 if said.get("stopped") else None, "samples": samples}
+    return {**said["migration"], "throttled": said.get("throttled"), "seconds": seconds, "downtime": (resumed - said["stopped"]) * 1000 if said.get("stopped") else None, "samples": samples}

@@ -26,6 +26,8 @@ def parse_options():
     parser.add_argument("--cpus", type=int, default=2)
     parser.add_argument("--accelerator", default="tcg", choices=("tcg", "kvm"))
     parser.add_argument("--downtime", type=int, default=50, metavar="MS")
+    parser.add_argument("--bandwidth", metavar="SIZE", help="most to send in a second")
+    parser.add_argument("--throttle", action="store_true", help="a guest that writes more than can be moved is slowed down")
     parser.add_argument("--post-copy", action="store_true", help="the guest goes on at the other host at once, and its memory follows it")
     parser.add_argument("--plaintext", action="store_true", help="connections between the hosts are not encrypted")
     parser.add_argument("--guest", default=os.path.join(guestvm.REPOSITORY, ".build-guest"), help="cache directory of the guest")
@@ -60,6 +62,9 @@ def wait_verified(machine, pages, what):
 def report(name, moved):
     downtime = f"{moved['downtime']:.0f} ms" if moved["downtime"] else "?"
     print(f"  {name:8} {moved['seconds']:5.1f} s in all, {moved['round'] + 1} rounds; stood still {downtime} (memory: {mib(moved['lastPassBytes'])} in {moved['lastPass']:.0f} ms)")
+    if moved.get("throttled"):
+        slowed = moved["throttled"]
+        print(f"  {'':8} slowed down for {slowed['duration'] / 1000:.1f} s, to {slowed['percent']} %, of which it stood still {slowed['stopped'] / 1000:.1f} s; {'enough' if slowed['converged'] else 'not enough'}")
     if moved.get("fetched"):
         print(f"  {'':8} {mib(moved['fetched'])} were waited for", flush=True)
     print(f"  {'':8} {mib(moved['toDRAM'])} into DRAM (room for {mib(moved['granted'])}), {mib(moved['toSSD'])} onto the SSD, {mib(moved['onWire'])} on the wire", flush=True)
@@ -107,7 +112,10 @@ def demo(options):
             there = "b" if here == "a" else "a"
             incoming = named[there].machine(options.guest, VM, size, options.cpus, options.accelerator, incoming=True, name=f"qemu{hop}")
             machines.append(incoming)
-            moved = hosts.migrate(machine, named[here], named[there], incoming, "--downtime", str(options.downtime), "--quit", *(["--post-copy"] if options.post_copy else []))
+            more = [*(["--post-copy"] if options.post_copy else []), *(["--throttle"] if options.throttle else [])]
+            if options.bandwidth:
+                more += ["--bandwidth", options.bandwidth]
+            moved = hosts.migrate(machine, named[here], named[there], incoming, "--downtime", str(options.downtime), "--quit", *more)
             wait_until(lambda: machine.process.poll() is not None, 20, "end of the QEMU that was left")
             wait_until(lambda: not named[here].devices(), 20, "release of the memory that was left")
             report(f"{here} → {there}", moved)
