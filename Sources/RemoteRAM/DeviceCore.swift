@@ -100,6 +100,8 @@ package final class DeviceCore: @unchecked Sendable {
     package let heat: HeatMap?
     /// nil: no page is at another host, nor will be.
     package let peerDemand: PeerDemand?
+    /// What happens to pages, for whoever wants to know.
+    package let trace: TraceLog
     private let onEvent: @Sendable (DeviceEvent) -> Void
 
     package let stopping = Atomic<Bool>(false)
@@ -132,7 +134,7 @@ package final class DeviceCore: @unchecked Sendable {
     package init(
         name: String, table: PageTable, memfd: consuming Descriptor, swap: consuming SwapFile, seals: SlotSeals?, mapper: Mapper, settings: DeviceSettings,
         budgetPages: UInt64, counters: Counters, discards: DiscardRing?, journal: ReclaimJournal, quiet: QuietClock, heat: HeatMap? = nil,
-        peerDemand: PeerDemand? = nil, onEvent: @escaping @Sendable (DeviceEvent) -> Void
+        peerDemand: PeerDemand? = nil, trace: TraceLog, onEvent: @escaping @Sendable (DeviceEvent) -> Void
     ) throws(Errno) {
         self.name = name
         self.table = table
@@ -147,6 +149,7 @@ package final class DeviceCore: @unchecked Sendable {
         self.quiet = quiet
         self.heat = heat
         self.peerDemand = peerDemand
+        self.trace = trace
         self.onEvent = onEvent
         arrivals = ArrivalRing(pageCount: table.pageCount)
         faultWork = try EventCounter()
