@@ -27,7 +27,9 @@ let package = Package(
         // The engine: no package dependencies, no Foundation. Each target knows only those above it.
         .target(name: "CVhost", linkerSettings: [.linkedLibrary("uring"), .linkedLibrary("cap")]),
         .target(name: "Kernel", dependencies: ["CVhost"], swiftSettings: swift),
-        .target(name: "RemoteRAM", dependencies: ["Kernel"], swiftSettings: swift),
+        // The file that `memdevctl trace` writes: knows nothing of how its records come about.
+        .target(name: "TraceFormat", swiftSettings: swift),
+        .target(name: "RemoteRAM", dependencies: ["Kernel", "TraceFormat"], swiftSettings: swift),
         .target(name: "MemDeviceServer", dependencies: ["RemoteRAM"], swiftSettings: swift),
         .target(name: "Migrator", dependencies: ["RemoteRAM"], swiftSettings: swift),
         // The privileged parent of the server: knows nothing of VMs.
@@ -39,7 +41,7 @@ let package = Package(
         .executableTarget(
             name: "memdevd",
             dependencies: [
-                "MemDeviceServer", "Migrator", "Keeper", "ControlAPI", "Settings",
+                "MemDeviceServer", "Migrator", "Keeper", "ControlAPI", "Settings", "TraceFormat",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
                 .product(name: "Logging", package: "swift-log"),
                 .product(name: "Crypto", package: "swift-crypto"),
@@ -52,7 +54,7 @@ let package = Package(
         .executableTarget(
             name: "memdevctl",
             dependencies: [
-                "ControlAPI",
+                "ControlAPI", "TraceFormat",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
                 .product(name: "Crypto", package: "swift-crypto"),
                 .product(name: "X509", package: "swift-certificates"),
@@ -66,7 +68,8 @@ let package = Package(
         .target(name: "TestSupport", dependencies: ["MemDeviceServer"], path: "Tests/TestSupport", swiftSettings: swift),
         .executableTarget(name: "test-vmm", dependencies: ["CVhost", "Keeper", "TestSupport"], path: "Tests/TestVMM", swiftSettings: swift),
         .testTarget(name: "KernelTests", dependencies: ["Kernel", "TestSupport", "test-vmm"], swiftSettings: swift),
-        .testTarget(name: "RemoteRAMTests", dependencies: ["RemoteRAM", "TestSupport", "test-vmm"], swiftSettings: swift),
+        .testTarget(name: "TraceFormatTests", dependencies: ["TraceFormat", "TestSupport"], swiftSettings: swift),
+        .testTarget(name: "RemoteRAMTests", dependencies: ["RemoteRAM", "TraceFormat", "TestSupport", "test-vmm"], swiftSettings: swift),
         .testTarget(name: "MemDeviceServerTests", dependencies: ["MemDeviceServer", "TestSupport", "test-vmm"], swiftSettings: swift),
         .testTarget(name: "MigratorTests", dependencies: ["Migrator", "TestSupport", "test-vmm"], swiftSettings: swift),
         .testTarget(name: "KeeperTests", dependencies: ["Keeper", "TestSupport", "test-vmm", "test-keeper"], swiftSettings: swift),
@@ -76,10 +79,10 @@ let package = Package(
         .testTarget(
             name: "MemdevdTests",
             dependencies: [
-                "memdevd", "memdevctl", "MemDeviceServer", "Migrator", "RemoteRAM", "ControlAPI", "Kernel", "Settings", "TestSupport",
+                "memdevd", "memdevctl", "MemDeviceServer", "Migrator", "RemoteRAM", "ControlAPI", "Kernel", "Settings", "TestSupport", "TraceFormat",
                 .product(name: "NIOSSL", package: "swift-nio-ssl"),
             ],
             swiftSettings: swift),
-        .testTarget(name: "MemdevctlTests", dependencies: ["memdevctl", "ControlAPI"], swiftSettings: swift),
+        .testTarget(name: "MemdevctlTests", dependencies: ["memdevctl", "ControlAPI", "TraceFormat"], swiftSettings: swift),
     ]
 )

@@ -52,6 +52,15 @@ public struct LineSplitter: Sendable {
         return line
     }
 
+    /// What has been appended and is in no line yet: for a stream that is lines no longer.
+    public mutating func takeRest() -> [UInt8] {
+        defer {
+            buffer = []
+            searched = 0
+        }
+        return buffer
+    }
+
     /// True when bytes of an unfinished line are left: the peer stopped in the middle of one.
     public var isInLine: Bool { !buffer.isEmpty }
 }

@@ -37,6 +37,8 @@ public struct ControlRequest: Codable, Sendable, Equatable {
         case migrations
         /// The VMM of `vm`, which is attached here, waits for its device state at `address` (none: not any more).
         case receive
+        /// What happens to the pages of `vm`, for `seconds` or until the client sends something, as a trace file between two lines.
+        case trace
     }
     public var command: Command
     public var vm: String?
@@ -52,6 +54,8 @@ public struct ControlRequest: Codable, Sendable, Equatable {
     /// Parts of an answer.
     public var buckets: Int?
     public var percent: Int?
+    /// With `trace`: 1 to `TraceStatus.secondsMax`.
+    public var seconds: Int?
 
     public init(_ command: Command, vm: String? = nil, bytes: UInt64? = nil) {
         self.command = command
@@ -96,12 +100,15 @@ public struct ControlReply: Codable, Sendable, Equatable {
     public var forecast: MigrationForecast?
     public var heat: HeatStatus?
     public var estimate: EstimateStatus?
+    /// Without `ok`: a trace file follows this line, and then the last one.
+    public var trace: TraceStatus?
 
     public init(
         ok: Bool? = nil, error: String? = nil, denied: Bool? = nil, progress: Progress? = nil, daemon: Daemon? = nil, devices: [DeviceStatus]? = nil,
         text: String? = nil, migrations: [MigrationStatus]? = nil, forecast: MigrationForecast? = nil, heat: HeatStatus? = nil,
-        estimate: EstimateStatus? = nil
+        estimate: EstimateStatus? = nil, trace: TraceStatus? = nil
     ) {
+        self.trace = trace
         self.forecast = forecast
         self.estimate = estimate
         self.heat = heat

@@ -41,8 +41,13 @@ package struct Mapping: ~Copyable, @unchecked Sendable {
         _ = unsafe madvise(address, count, adviceDontDump)
     }
 
+    /// Its memory is free until it is touched again, with zeros; of private memory. Wraps `madvise(MADV_DONTNEED_LOCKED)`.
+    package borrowing func giveBack() { _ = unsafe madvise(address, count, adviceDontNeedLocked) }
+
     package var buffer: UnsafeMutableRawBufferPointer { unsafe UnsafeMutableRawBufferPointer(start: address, count: count) }
 }
 
 private let adviceHugePage: Int32 = 14
 private let adviceDontDump: Int32 = 16
+// Linux 5.18. Plain MADV_DONTNEED refuses memory that the process has locked.
+private let adviceDontNeedLocked: Int32 = 24

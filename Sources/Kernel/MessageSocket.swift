@@ -153,6 +153,19 @@ package struct MessageSocket: ~Copyable, Sendable {
         }
     }
 
+    /// Sends what the socket has room for, from `start` on, without waiting; 0: none. Wraps `sendmsg(MSG_DONTWAIT)`, no SIGPIPE.
+    package borrowing func sendSome(_ bytes: [UInt8], from start: Int) throws(Errno) -> Int {
+        precondition(start <= bytes.count)
+        if start == bytes.count { return 0 }
+        let n = unsafe bytes.withUnsafeBytes {
+            unsafe cvhost_send(descriptor.number, $0.baseAddress! + start, UInt64($0.count - start), [], 0, cvhost_msg_dontwait)
+        }
+        return n == -Int64(EAGAIN) ? 0 : Int(try check(n))
+    }
+
+    /// Something has come, or the end, within the time. Wraps `poll(2)`.
+    package borrowing func isReadable(within milliseconds: Int32) -> Bool { cvhost_poll_readable(descriptor.number, milliseconds) == 1 }
+
     /// The next bytes without taking them, up to `count`; waits for the first. Empty at the end of the stream. Copies of the descriptors that come with them are
     /// added to `descriptors`, at most `descriptorsMax`, if `takesDescriptors`; otherwise it is only noted there that some come. Wraps `recvmsg(MSG_PEEK)`.
     package borrowing func peek(

@@ -57,6 +57,39 @@ package struct Userfault: ~Copyable, Sendable {
         return features
     }
 
+    /// Whether this kernel's userfaultfd tells of reads of resident pages.
+    package enum ReadTracking: Sendable, Equatable {
+        /// It has no read-write protection (RWP).
+        case absent
+        /// Only of memory whose writes it does not tell of: both would need the one bit of a page table's entry that userfaultfd has.
+        case withoutWrites
+        /// Of memory whose writes it tells of, too.
+        case withWrites
+    }
+
+    /// `canCombine`: whether memory can be registered for both.
+    package static func readTracking(offered: UInt64, canCombine: () -> Bool) -> ReadTracking {
+        let needed = CVHOST_UFFD_RWP.rawValue | CVHOST_UFFD_RWP_ASYNC.rawValue
+        if offered & needed != needed { return .absent }
+        return canCombine() ? .withWrites : .withoutWrites
+    }
+
+    /// Asks the kernel, with a page of its own.
+    package static func readTracking() throws(Errno) -> ReadTracking { readTracking(offered: try offeredFeatures(), canCombine: canCombineReadTracking) }
+
+    private static func canCombineReadTracking() -> Bool {
+        do throws(Errno) {
+            let userfault = try open(features: requiredFeatures | CVHOST_UFFD_RWP.rawValue | CVHOST_UFFD_RWP_ASYNC.rawValue)
+            let length = UInt64(CVHOST_PAGE_SIZE)
+            let memory = try Mapping(sharing: try Memfd.create(name: "memdevd-probe", size: length), bytes: length)
+            let mode = CVHOST_UFFD_REGISTER_MODE_MISSING.rawValue | CVHOST_UFFD_REGISTER_MODE_WP.rawValue | CVHOST_UFFD_REGISTER_MODE_RWP.rawValue
+            let address = UInt64(UInt(bitPattern: unsafe memory.address))
+            return cvhost_uffd_register(userfault.descriptor.number, address, length, mode) == 0
+        } catch {
+            return false
+        }
+    }
+
     /// Registers a range of this process for MISSING and WP. Wraps `ioctl(UFFDIO_REGISTER)`.
     package borrowing func register(address: UInt64, length: UInt64) throws(Errno) {
         let mode = CVHOST_UFFD_REGISTER_MODE_MISSING.rawValue | CVHOST_UFFD_REGISTER_MODE_WP.rawValue

@@ -177,6 +177,7 @@ final class Detacher {
                 core.waitForDiscards()
                 resume(page, written: true)
                 core.counters.pagesPutBack.add(1)
+                if core.trace.isOn.load(ordering: .relaxed) { core.trace.reclaim.append(.putBack, page, 1, at: Clock.nanoseconds()) }
             }
             journal.crossOut(box, pending[at].offset + index)
             pending[at].written[index] = false
@@ -340,12 +341,15 @@ final class Detacher {
     private func finish(_ pages: [PageIndex], _ written: [Bool], _ box: PipeBox) -> Int {
         var left = 0
         var back = written
+        var traced = TraceRuns(core.trace, core.trace.reclaim, .out)
         for (index, page) in pages.enumerated() {
             if written[index], !core.table.isDiscarded(page) { continue }
             back[index] = false
             release(page)
+            traced?.add(page)
             left += 1
         }
+        traced?.flush()
         core.counters.pagesOut.add(UInt64(left))
         if left == pages.count {
             discardPipe(box, pages: pages.count)
@@ -419,7 +423,12 @@ final class Detacher {
         }
         // The VMM uses an installed page without a fault: an entry that gave it up before must be read while it still counts as in flight.
         core.waitForDiscards()
-        for index in installed { resume(back.pages[index], written: true) }
+        var traced = TraceRuns(core.trace, core.trace.reclaim, .putBack)
+        for index in installed {
+            resume(back.pages[index], written: true)
+            traced?.add(back.pages[index])
+        }
+        traced?.flush()
         core.counters.pagesPutBack.add(UInt64(installed.count))
         if !isShort {
             discardPipe(box, pages: skipped)

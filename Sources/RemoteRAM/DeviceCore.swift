@@ -102,6 +102,8 @@ package final class DeviceCore: @unchecked Sendable {
     let watches: Watches?
     /// nil: no page is at another host, nor will be.
     package let peerDemand: PeerDemand?
+    /// What happens to pages, for whoever wants to know.
+    package let trace: TraceLog
     private let onEvent: @Sendable (DeviceEvent) -> Void
 
     package let stopping = Atomic<Bool>(false)
@@ -134,7 +136,7 @@ package final class DeviceCore: @unchecked Sendable {
     package init(
         name: String, table: PageTable, memfd: consuming Descriptor, swap: consuming SwapFile, seals: SlotSeals?, mapper: Mapper, settings: DeviceSettings,
         budgetPages: UInt64, counters: Counters, discards: DiscardRing?, journal: ReclaimJournal, quiet: QuietClock, heat: HeatMap? = nil,
-        watching: Heat? = nil, peerDemand: PeerDemand? = nil, onEvent: @escaping @Sendable (DeviceEvent) -> Void
+        watching: Heat? = nil, peerDemand: PeerDemand? = nil, trace: TraceLog, onEvent: @escaping @Sendable (DeviceEvent) -> Void
     ) throws(Errno) {
         self.name = name
         self.table = table
@@ -150,6 +152,7 @@ package final class DeviceCore: @unchecked Sendable {
         self.heat = heat
         self.peerDemand = peerDemand
         watches = if let watching { try Watches(pageCount: table.pageCount, mapper: mapper, heat: watching) } else { nil }
+        self.trace = trace
         self.onEvent = onEvent
         arrivals = ArrivalRing(pageCount: table.pageCount)
         faultWork = try EventCounter()

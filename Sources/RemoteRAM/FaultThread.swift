@@ -151,6 +151,7 @@ final class FaultThread {
                     core.report(.mapperAtFault("fault at 0x\(String(fault.address, radix: 16)), outside of its declared mappings"))
                     continue
                 }
+                if core.trace.isOn.load(ordering: .relaxed) { core.trace.noteFault(page, table[page].phase, at: now) }
                 answer(page, arrived: now)
             }
             if count < Self.messagesMax { return any }
@@ -255,6 +256,7 @@ final class FaultThread {
         fillAhead.took(places: taken, pages: taken)
         guard taken > 0, let run = ReadAhead.Plan(first: plan.first, stride: plan.stride, count: taken).run else { return }
         _ = installZeros(run, heat: 0)
+        if core.trace.isOn.load(ordering: .relaxed) { core.trace.fault.append(.ahead, run, at: Clock.nanoseconds()) }
         noteClaimed()
     }
 
@@ -451,7 +453,12 @@ final class FaultThread {
         drainDiscards()
         defer { drainDiscards() }
         unsafe install(arrived, from: ring.buffer(slots.firstBuffer(index)), slot: slot)
-        if slot.isDemand { counters.pagesInDemand.add(got) } else { counters.pagesInAhead.add(got) }
+        if slot.isDemand {
+            counters.pagesInDemand.add(got)
+        } else {
+            counters.pagesInAhead.add(got)
+            if core.trace.isOn.load(ordering: .relaxed) { core.trace.fault.append(.ahead, arrived, at: Clock.nanoseconds()) }
+        }
         let missing = PageRange(arrived.end, slot.pages.end)
         if !missing.isEmpty {
             // A short read at a page's end is an error too: the file is as long as the device.
@@ -634,7 +641,10 @@ final class FaultThread {
         let waited = table.finishPeer(page, heat: heat, stamp: stamp)
         core.arrivals.append(page)
         counters.pagesInPeer.add(1)
-        guard let since = core.peerDemand?.finish(page), waited else { return }
+        guard let since = core.peerDemand?.finish(page), waited else {
+            if core.trace.isOn.load(ordering: .relaxed) { core.trace.fault.append(.ahead, page, 1, at: Clock.nanoseconds()) }
+            return
+        }
         let time = Clock.nanoseconds() - since
         counters.faultTimes.record(time)
         counters.stallNanoseconds.add(UInt64(max(0, time)))

@@ -117,6 +117,7 @@ final class HeatThread {
         for out in looked {
             let block = out.block
             var seen: UInt64 = 0
+            var traced = TraceRuns(core.trace, core.trace.heat, .seenUsed)
             for (index, isPresent) in zip(0..<HeatMap.blockPages, present(block)) where isPresent && out.resident >> index & 1 != 0 {
                 let page = block * HeatMap.blockPages + index
                 // One with another stamp was brought in anew, perhaps ahead of its use, and if it was written that was marked.
@@ -124,7 +125,9 @@ final class HeatThread {
                 guard entry.phase == .dram, entry.stamp == out.stamps[Int(index)] else { continue }
                 seen |= 1 << (page & (HeatMap.blockPages - 1))
                 noteRead(page)
+                traced?.add(page)
             }
+            traced?.flush()
             report.seen += UInt64(seen.nonzeroBitCount)
             map.endPeriod(block: block, seen: seen)
         }
@@ -185,6 +188,7 @@ final class HeatThread {
                         isUsed = true
                         map.mark(page)
                         _ = map.takeMark(ofProbe: probe)
+                        if core.trace.isOn.load(ordering: .relaxed) { core.trace.heat.append(.seenUsed, page, 1, at: Clock.nanoseconds()) }
                     }
                     report.seen += 1
                     probesOut[probe] = nil

@@ -31,6 +31,8 @@ package final class MemoryDevice: Sendable {
     private let swapFile: SwapBox
     /// nil: nobody wants to know.
     package let heat: Heat?
+    /// What happens to its pages, for one who wants to know.
+    package let trace: TraceLog
     /// nil: the swap file is not encrypted.
     let seals: SlotSeals?
     /// Pages that were in the memory and, by the table, elsewhere, when this device had been adopted: 0, unless a VMM writes its memory past its userfaultfd.
@@ -108,6 +110,7 @@ package final class MemoryDevice: Sendable {
         swapPath = settings.swapDirectory + "/" + name + ".swap"
         do throws(Errno) {
             heat = try Self.heat(settings, pageCount)
+            trace = try TraceLog()
             table = try PageTable(pageCount: pageCount)
             memfd = try Memfd.create(name: "memdevd:" + name, size: pageCount << pageShift)
         } catch {
@@ -148,6 +151,7 @@ package final class MemoryDevice: Sendable {
         swapPath = settings.swapDirectory + "/" + name + ".swap"
         do throws(Errno) {
             heat = try Self.heat(settings, pageCount)
+            trace = try TraceLog()
             memfd = try kept.required("memory")
             guard try memfd.status().bytes == Int64(pageCount << pageShift) else { throw .invalid }
             table = try PageTable(adopting: try kept.required("table"), pageCount: pageCount)
@@ -281,7 +285,7 @@ package final class MemoryDevice: Sendable {
                 name: name, table: table, memfd: try memfd.duplicate(), swap: SwapFile(sharing: try swapFile.file.descriptor.duplicate(), path: swapPath),
                 seals: seals, mapper: mapper, settings: settings, budgetPages: budgetPages.withLock { $0 }, counters: counters, discards: discards,
                 journal: journal, quiet: quiet, heat: heat?.map, watching: heat.flatMap { $0.settings.processorPercent > 0 ? $0 : nil },
-                peerDemand: table.peerPages > 0 ? try PeerDemand() : nil
+                peerDemand: table.peerPages > 0 ? try PeerDemand() : nil, trace: trace
             ) { [weak self] event in self?.note(event) }
             // The rings belong to the threads that use them, so each thread makes its own and says how it went.
             let patience = left == nil ? 0 : Self.buffersNanoseconds

@@ -105,9 +105,14 @@ final class Scanner {
                 try walk(address, piece, .writtenAndProtect) { run in
                     // Taken after the call that protected the run: the grace time (R4) begins with the protection, not before it.
                     let stamp = core.quiet.stamp()
+                    var traced = TraceRuns(core.trace, core.trace.reclaim, .seenWritten)
                     for page in run.start..<run.end {
-                        if core.table.reportWritten(page, stamp: stamp, policy: { $0 = RefaultQueues.heatWhenUsed($0) }) { core.heat?.mark(page) }
+                        if core.table.reportWritten(page, stamp: stamp, policy: { $0 = RefaultQueues.heatWhenUsed($0) }) {
+                            core.heat?.mark(page)
+                            traced?.add(page)
+                        }
                     }
+                    traced?.flush()
                 }
             } catch {
                 // Nothing has been consumed that was not reported, so nothing is lost; without scans nothing becomes clean.

@@ -73,6 +73,10 @@ final class WriteBack {
         for page in zeros where core.table.finishWriteBack(page, checksum: 0, zero: true) { outcome.cleaned.append(page) }
         for (page, checksum) in checksums where core.table.finishWriteBack(page, checksum: checksum, zero: false) { outcome.cleaned.append(page) }
         outcome.cleaned.sort()
+        if var traced = TraceRuns(core.trace, core.trace.reclaim, .written) {
+            for page in outcome.cleaned { traced.add(page) }
+            traced.flush()
+        }
         return outcome
     }
 

@@ -40,6 +40,48 @@ struct ControlClient: ~Copyable {
         }
     }
 
+    /// Sends `request`; what follows a first line with `trace` goes to `take`, which returns what does not belong to it any more when it has ended, else nil. Returns the last
+    /// line, refusals included. `begun` is told of the first line.
+    func stream(
+        _ request: ControlRequest, begun: (borrowing ControlClient) throws(Failure) -> Void, take: ([UInt8]) throws(Failure) -> [UInt8]?
+    ) throws(Failure) -> ControlReply {
+        try write(ControlClient.line(of: request))
+        var lines = LineSplitter(bytesMax: JSONLine.replyBytesMax)
+        let first = try nextReply(&lines)
+        if first.ok != nil { return first }
+        guard first.trace != nil else { throw Failure(.protocolViolated, "the daemon's answer announces no trace") }
+        try begun(self)
+        var bytes = lines.takeRest()
+        while true {
+            if let rest = try take(bytes) {
+                lines.append(rest)
+                break
+            }
+            bytes = try read()
+        }
+        return try nextReply(&lines)
+    }
+
+    private func nextReply(_ lines: inout LineSplitter) throws(Failure) -> ControlReply {
+        while true {
+            if let line = try ControlClient.next(of: &lines) { return try ControlClient.reply(in: line) }
+            lines.append(try read())
+        }
+    }
+
+    /// Nothing more will be sent: a trace ends by that. Once called, `descriptor` must outlive what keeps it.
+    borrowing func endOnSignals() {
+        TraceSignals.descriptor = descriptor
+        // Whoever has started this program may have blocked them.
+        var set = sigset_t()
+        sigemptyset(&set)
+        for number in [SIGINT, SIGTERM, SIGHUP] {
+            signal(number) { _ in TraceSignals.end() }
+            sigaddset(&set, number)
+        }
+        pthread_sigmask(SIG_UNBLOCK, &set, nil)
+    }
+
     // MARK: Socket
 
     private static func makeSocket() throws(Failure) -> Int32 {
@@ -145,6 +187,13 @@ struct ControlClient: ~Copyable {
                 "the daemon sent a line that is not understood, '\(start)': do the versions of memdevctl and memdevd differ?")
         }
     }
+}
+
+/// What a signal does while a trace runs: shutdown(2) is allowed in a handler.
+private enum TraceSignals {
+    /// Written before the handler is set, and not after.
+    nonisolated(unsafe) static var descriptor: Int32 = -1
+    static func end() { shutdown(descriptor, Int32(SHUT_WR)) }
 }
 
 /// The C library's text for an error number.

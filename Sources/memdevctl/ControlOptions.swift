@@ -34,7 +34,7 @@ struct ControlOptions: ParsableArguments {
         let canRepeat =
             switch request.command {
             case .version, .list, .stat, .heat, .estimate, .budget, .metrics, .migrations, .receive, .migrateDryRun, .migrateThrottle: true
-            case .evict, .load, .release, .migrate, .migrateFinish, .migrateCommit, .migrateAbort: false
+            case .evict, .load, .release, .trace, .migrate, .migrateFinish, .migrateCommit, .migrateAbort: false
             }
         var left = canRepeat ? Self.questionsMax : 1
         while true {

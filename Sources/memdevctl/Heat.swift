@@ -14,6 +14,8 @@ struct Heat: ParsableCommand {
     @OptionGroup var target: VMArgument
     @Option(help: ArgumentHelp("Also draw the map into this file.", valueName: "file"), completion: .file(extensions: ["svg"]))
     var svg: String?
+    @Option(help: ArgumentHelp("Also draw the map into this file, as pixels.", valueName: "file"), completion: .file(extensions: ["png"]))
+    var png: String?
     @Option(help: ArgumentHelp("How many parts to divide the memory into, 1 to \(HeatStatus.bucketsMax).", valueName: "number"))
     var buckets: Int?
     @OptionGroup var control: ControlOptions
@@ -30,11 +32,13 @@ struct Heat: ParsableCommand {
     func run() throws {
         let terminal = Terminal(descriptor: STDOUT_FILENO)
         let columns = HeatPicture.columns(of: terminal.columns, most: Self.columnsMax)
-        let isForPeople = !control.json && svg == nil
+        let isDrawn = svg != nil || png != nil
+        let isForPeople = !control.json && !isDrawn
         let status = try status(buckets: buckets ?? (isForPeople ? columns * Self.rows : Self.drawnBuckets))
-        if let svg { try TextFile.write(HeatDrawing(status).text, to: svg) }
+        if let svg { try OutputFile(svg).write(Array(HeatDrawing(status).text.utf8)) }
+        if let png { try OutputFile(png).write(HeatDrawing(status).picture.encoded) }
         if control.json { return try Output.json(status) }
-        for line in HeatPicture(svg == nil ? status : try self.status(buckets: columns * Self.rows), columns: columns).lines(terminal) { print(line) }
+        for line in HeatPicture(!isDrawn ? status : try self.status(buckets: columns * Self.rows), columns: columns).lines(terminal) { print(line) }
     }
 
     private func status(buckets: Int) throws -> HeatStatus {
@@ -44,22 +48,5 @@ struct Heat: ParsableCommand {
             throw Failure(.protocolViolated, "the daemon's answer about '\(target.vm)' has no heat in it")
         }
         return status
-    }
-}
-
-/// Files that commands write.
-enum TextFile {
-    static func write(_ text: String, to path: String) throws(Failure) {
-        let descriptor = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0o666)
-        if descriptor < 0 { throw Failure(.refused, "cannot write \(path): \(ErrorText.of(errno))") }
-        defer { close(descriptor) }
-        let bytes = Array(text.utf8)
-        var done = 0
-        while done < bytes.count {
-            let count = bytes[done...].withUnsafeBytes { Glibc.write(descriptor, $0.baseAddress, $0.count) }
-            if count < 0, errno == EINTR { continue }
-            if count <= 0 { throw Failure(.refused, "cannot write \(path): \(ErrorText.of(errno))") }
-            done += count
-        }
     }
 }

@@ -12,7 +12,8 @@ struct Memdevctl: ParsableCommand {
             \(ExitStatus.help)
             """,
         subcommands: [
-            List.self, Stat.self, Watch.self, Heat.self, Estimate.self, SetBudget.self, Evict.self, Load.self, Release.self, Run.self, Migrate.self,
+            List.self, Stat.self, Watch.self, Heat.self, Estimate.self, Trace.self, TraceInfo.self, SetBudget.self, Evict.self, Load.self, Release.self,
+            Run.self, Migrate.self,
             Receive.self, ListMigrations.self, PKI.self,
             Doctor.self, Metrics.self, Version.self,
         ]

@@ -56,6 +56,8 @@ struct ControlCommands: Sendable {
             return try load(request, progress)
         case .migrate, .migrateDryRun, .migrateFinish, .migrateCommit, .migrateAbort, .migrateThrottle, .migrations, .receive:
             preconditionFailure("answered by MigrationCommands")
+        case .trace:
+            preconditionFailure("answered by TraceStream")
         case .release:
             let vm = try name(request)
             if registry.release(vm: vm) { return ControlReply(ok: true) }
@@ -81,6 +83,27 @@ struct ControlCommands: Sendable {
         let entry = try entry(request)
         guard entry.device.isRunning else { throw Refused("VM \(entry.device.name) has no running VMM") }
         return entry.device
+    }
+
+    enum Trace {
+        case stream(TraceStream)
+        case refused(ControlReply)
+    }
+
+    /// Begins to trace. Nothing of what comes back holds the VM's memory.
+    func trace(_ request: ControlRequest) -> Trace {
+        do {
+            let device = try running(request)
+            if let seconds = request.seconds, !(1...TraceStatus.secondsMax).contains(seconds) {
+                throw Refused("a trace of \(seconds) s is out of range: from 1 to \(TraceStatus.secondsMax)")
+            }
+            guard let stream = TraceStream(device, nanoseconds: request.seconds.map { Int64($0) * 1_000_000_000 }) else {
+                throw Refused("VM \(device.name) is being traced already: one trace of a VM at a time")
+            }
+            return .stream(stream)
+        } catch {
+            return .refused(ControlReply(ok: false, error: (error as? Refused)?.text ?? "\(error)"))
+        }
     }
 
     private func stall(_ request: ControlRequest) throws -> Stall? {

@@ -128,13 +128,22 @@ final class ControlServer: Sendable {
             audit(connection.peer, "refused \(request.command.rawValue)", vm: vm, refusal: refusal)
             return ControlReply(ok: false, error: refusal, denied: true)
         }
-        let reply = commands.run(request) { self.send(ControlReply(progress: $0), connection) }
+        let reply =
+            request.command == .trace
+            ? trace(request, connection) : commands.run(request) { self.send(ControlReply(progress: $0), connection) }
         if !request.command.isReadOnly {
             let bytes = request.bytes.map { " of \(Size(bytes: $0))" } ?? ""
             let failure = reply.ok == true ? nil : reply.error ?? "no reason"
             audit(connection.peer, "\(failure == nil ? "" : "failed ")\(request.command.rawValue)\(bytes)", vm: vm, refusal: failure)
         }
         return reply
+    }
+
+    private func trace(_ request: ControlRequest, _ connection: ConnectionBox) -> ControlReply {
+        switch commands.trace(request) {
+        case .refused(let refusal): return refusal
+        case .stream(let stream): return stream.run(connection.socket)
+        }
     }
 
     private func send(_ reply: ControlReply, _ connection: ConnectionBox) -> Bool {

@@ -7,6 +7,17 @@ enum HostChecks {
         [userfaultfd(), hugePages()].compactMap { $0 }
     }
 
+    /// What there is to say of how reads of resident pages are seen (docs/hotness.md); nil: nothing that is new.
+    static func readTracking(_ found: Userfault.ReadTracking?) -> String? {
+        switch found {
+        case nil, .absent: nil
+        case .withoutWrites:
+            "this kernel's userfaultfd can tell of reads (RWP), but not of memory whose writes it tells of, which paging out needs: reads are sampled as before"
+        case .withWrites:
+            "this kernel's userfaultfd can tell of reads and writes of the same memory (RWP); this version of memdevd does not use that: reads are sampled as before"
+        }
+    }
+
     private static func userfaultfd() -> String? {
         do throws(Errno) {
             return missingFeatures(offered: try Userfault.offeredFeatures())

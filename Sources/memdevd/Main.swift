@@ -39,6 +39,7 @@ struct Memdevd: ParsableCommand {
             let problems = HostChecks.problems()
             for problem in problems { logger.error("\(problem)") }
             if !problems.isEmpty { throw ExitCode(1) }
+            if let line = HostChecks.readTracking(try? Userfault.readTracking()) { logger.info("\(line)") }
             let status = try KeeperProcess.run(settings: settings, logger: logger)
             if status != 0 { throw ExitCode(status) }
         } catch let failure as StartFailure {

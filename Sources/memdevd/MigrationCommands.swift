@@ -35,7 +35,7 @@ struct MigrationCommands {
         case .receive:
             try migrations.listen(vm: try vm(request), at: request.address)
             return ControlReply(ok: true)
-        case .version, .list, .stat, .heat, .estimate, .budget, .evict, .load, .release, .metrics:
+        case .version, .list, .stat, .heat, .estimate, .budget, .evict, .load, .release, .metrics, .trace:
             return nil
         }
     }

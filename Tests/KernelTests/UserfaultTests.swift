@@ -221,4 +221,18 @@ import Testing
         child.wait()
         #expect(userfault.processIsGone() == true)
     }
+
+    // MARK: Reads of resident pages
+
+    @Test("Read-write protection counts only where it resolves faults by itself; that it excludes write tracking is found out, not assumed") func readTracking()
+        throws
+    {
+        let (rwp, async) = (CVHOST_UFFD_RWP.rawValue, CVHOST_UFFD_RWP_ASYNC.rawValue)
+        for offered in [0, Userfault.requiredFeatures, rwp, async] { #expect(Userfault.readTracking(offered: offered) { true } == .absent) }
+        #expect(Userfault.readTracking(offered: rwp | async) { true } == .withWrites)
+        #expect(Userfault.readTracking(offered: rwp | async) { false } == .withoutWrites)
+        // This kernel: whatever it is, the answer fits what it offers.
+        let isOffered = try Userfault.offeredFeatures() & (rwp | async) == rwp | async
+        #expect((try Userfault.readTracking() == .absent) == !isOffered)
+    }
 }

@@ -44,7 +44,9 @@ import Testing
         "Wrong usage is status 2",
         arguments: [
             ["foo"], ["stat"], ["stat", "a/b"], ["budget", "a", "1GB"], ["watch", "a", "--interval", "0"], ["budget", "a", "auto", "--stall", "5"],
-            ["budget", "a", "1G", "--stall", "5ms/s"], ["heat", "a", "--buckets", "4097"], ["heat", "a", "--buckets", "0"], ["estimate"], ["run", "--vm", "a"],
+            ["budget", "a", "1G", "--stall", "5ms/s"], ["heat", "a", "--buckets", "4097"], ["heat", "a", "--buckets", "0"], ["estimate"],
+            ["trace", "a"], ["trace", "a", "--output", "f", "--seconds", "0"], ["trace", "a", "--output", "f", "--seconds", "604801"], ["trace-info"],
+            ["run", "--vm", "a"],
         ])
     func usage(arguments: [String]) throws {
         let outcome = try memdevctl(arguments)

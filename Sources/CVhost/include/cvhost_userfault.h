@@ -15,6 +15,17 @@
 #ifndef UFFD_FEATURE_WP_ASYNC // Linux 6.7
 #define UFFD_FEATURE_WP_ASYNC (1 << 15)
 #endif
+// Read-write protection, announced for Linux 7.2. From "userfaultfd: add UFFDIO_REGISTER_MODE_RWP and UFFDIO_RWPROTECT plumbing" and "userfaultfd: add
+// UFFD_FEATURE_RWP_ASYNC for async fault resolution" (Kiryl Shutsemau, 2026); not tried on a kernel that has it.
+#ifndef UFFD_FEATURE_RWP
+#define UFFD_FEATURE_RWP (1 << 17)
+#endif
+#ifndef UFFD_FEATURE_RWP_ASYNC
+#define UFFD_FEATURE_RWP_ASYNC (1 << 18)
+#endif
+#ifndef UFFDIO_REGISTER_MODE_RWP
+#define UFFDIO_REGISTER_MODE_RWP ((uint64_t)1 << 3)
+#endif
 #ifndef UFFD_USER_MODE_ONLY // Linux 5.11
 #define UFFD_USER_MODE_ONLY 1
 #endif
@@ -43,6 +54,8 @@ enum cvhost_uffd_feature : uint64_t {
 	CVHOST_UFFD_WP_UNPOPULATED = UFFD_FEATURE_WP_UNPOPULATED,
 	CVHOST_UFFD_POISON = UFFD_FEATURE_POISON,
 	CVHOST_UFFD_WP_ASYNC = UFFD_FEATURE_WP_ASYNC,
+	CVHOST_UFFD_RWP = UFFD_FEATURE_RWP,
+	CVHOST_UFFD_RWP_ASYNC = UFFD_FEATURE_RWP_ASYNC,
 };
 
 enum cvhost_uffd_mode : uint64_t {
@@ -50,6 +63,7 @@ enum cvhost_uffd_mode : uint64_t {
 	CVHOST_UFFD_COPY_MODE_WP = UFFDIO_COPY_MODE_WP,
 	CVHOST_UFFD_REGISTER_MODE_MISSING = UFFDIO_REGISTER_MODE_MISSING,
 	CVHOST_UFFD_REGISTER_MODE_WP = UFFDIO_REGISTER_MODE_WP,
+	CVHOST_UFFD_REGISTER_MODE_RWP = UFFDIO_REGISTER_MODE_RWP,
 };
 
 // userfaultfd(2); flags are O_CLOEXEC, O_NONBLOCK, UFFD_USER_MODE_ONLY.
