@@ -128,11 +128,12 @@ import Testing
         }
         let answers = try Thread(name: "vmm") {
             while !stop.value.load(ordering: .relaxed) {
-                if attack == "thief" { try? vmm.socket.send(Self.done, dontWait: true) }
+                if attack == "thief" { try? vmm.socket.send(Self.done, dontWait: true) } else { Clock.sleep(milliseconds: 1) }
             }
         }
         let asking = try Thread(name: "asking") {
-            for _ in 0..<200 { _ = channel.zap(Self.ranges, milliseconds: 5) }
+            // Each is a chance of some per cent to meet the attacker between looking and taking.
+            for _ in 0..<1500 { _ = channel.zap(Self.ranges, milliseconds: 1) }
             ended.value.store(true, ordering: .relaxed)
         }
         #expect(eventually(within: 20_000) { ended.value.load(ordering: .relaxed) })
