@@ -188,7 +188,10 @@ int cvhost_pipe(int fds[2])
 int cvhost_poll_readable(int fd, int milliseconds)
 {
 	struct pollfd entry = { .fd = fd, .events = POLLIN };
-	int n = poll(&entry, 1, milliseconds);
+	int n;
+	do {
+		n = poll(&entry, 1, milliseconds);
+	} while (n < 0 && errno == EINTR);
 	return n < 0 ? -errno : n > 0;
 }
 

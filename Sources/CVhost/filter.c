@@ -81,7 +81,7 @@ struct call {
 #define NETWORK_CALL(name, why) { .number = SYS_##name, .test = ALWAYS, .network = 1, .reason = why }
 
 // Most frequent first. What is not here kills: above all execve, ptrace, process_vm_*, kill, fork, mount, bpf, perf_event_open, keyctl, userfaultfd (VMMs make
-// theirs; the server only uses them), and sockets other than those it has or of the Unix family.
+// theirs; the server only uses them), and sockets other than those it has: a Unix socket of its own would reach every service of the host that listens on one.
 static const struct call calls[] = {
 	CALL_IF(ioctl, 1, EQUALS, UFFDIO_COPY, "a page into a VM's memory"),
 	CALL_IF(ioctl, 1, EQUALS, UFFDIO_WAKE, "who waits for one goes on"),
@@ -128,7 +128,6 @@ static const struct call calls[] = {
 	CALL(shutdown, "their end"),
 	CALL(getsockopt, "whose they are"),
 	CALL(setsockopt, "how long they may take"),
-	CALL_IF(socket, 0, EQUALS, AF_UNIX, "the service manager"),
 	CALL(close, "descriptors"),
 	CALL_IF(fcntl, 1, EQUALS, F_DUPFD_CLOEXEC, "descriptors"),
 	CALL_IF(fcntl, 1, EQUALS, F_GETFL, "checks of what VMMs send"),

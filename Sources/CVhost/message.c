@@ -107,12 +107,6 @@ int cvhost_set_timeouts(int fd, int receive_milliseconds, int send_milliseconds)
 	return setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &send, sizeof(send)) < 0 ? -errno : 0;
 }
 
-int cvhost_set_receive_timeout(int fd, int milliseconds)
-{
-	struct timeval receive = { milliseconds / 1000, (milliseconds % 1000) * 1000 };
-	return setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &receive, sizeof(receive)) < 0 ? -errno : 0;
-}
-
 int cvhost_peer_credentials(int fd, int32_t *pid, uint32_t *uid, uint32_t *gid)
 {
 	struct ucred credentials;

@@ -71,8 +71,8 @@ package struct Keeper: ~Copyable {
     private var endings = 0
     /// The server that runs now has not heard of that yet.
     private var endingIsUntold = false
-    /// What is held from the beginning: without more there is nothing to lose.
-    private var heldFirst = 0
+    /// What is held from the beginning: without more there is nothing to lose. No server replaces it or lets it go, for the servers after it need it.
+    private var first: Set<[UInt8]> = []
 
     /// 1 MiB: what /proc/sys/fs/pipe-max-size is, normally.
     private static let pipePagesMax: UInt32 = 256
@@ -98,13 +98,13 @@ package struct Keeper: ~Copyable {
     /// Holds a descriptor from the beginning.
     package mutating func hold(_ descriptor: borrowing Descriptor, key: String) throws(Errno) {
         put(Array(key.utf8), try descriptor.duplicate())
-        heldFirst = held.count
+        first.insert(Array(key.utf8))
     }
 
     /// Goes on from what the service manager held for a keeper that has died: `name` is the store's. To be called in the order of their numbers.
     package mutating func restore(_ name: String, _ descriptor: consuming Descriptor) {
-        // Others may put something into the store, too.
-        guard let (number, key) = ServiceStore.parts(of: name), KeeperRecord.isKey(Array(key.utf8)) else { return }
+        // Others may put something into the store, too: a server that an attacker owns, for one.
+        guard let (number, key) = ServiceStore.parts(of: name), KeeperRecord.isKey(Array(key.utf8)), !first.contains(Array(key.utf8)) else { return }
         put(Array(key.utf8), descriptor)
         tellStore { store throws(Errno) in try store.know(name, number: number, key: Array(key.utf8)) }
     }
@@ -121,11 +121,11 @@ package struct Keeper: ~Copyable {
 
     private mutating func release(_ prefix: [UInt8]) {
         // Newest first: what is there last when a keeper dies meanwhile is what came first.
-        for key in order.reversed() where key.starts(with: prefix) {
+        for key in order.reversed() where key.starts(with: prefix) && !first.contains(key) {
             _ = close(held.removeValue(forKey: key)!)
             tellStore { store throws(Errno) in try store.remove(key) }
         }
-        order.removeAll { $0.starts(with: prefix) }
+        order.removeAll { held[$0] == nil }
     }
 
     // MARK: Servers
@@ -159,7 +159,7 @@ package struct Keeper: ~Copyable {
             if isLeaving { return Self.restartStatus }
             // One that could not even start once would not the next time; one that had something to lose did start.
             // And one that cannot read its settings ends nothing as long as there is something to lose: they may be mended.
-            if (options.finalStatuses.contains(exit) && (exit == 0 || held.count <= heldFirst)) || (generation == 0 && exit == 1 && held.count <= heldFirst) {
+            if (options.finalStatuses.contains(exit) && (exit == 0 || held.count <= first.count)) || (generation == 0 && exit == 1 && held.count <= first.count) {
                 return exit
             }
             deathsInARow = Clock.nanoseconds() - began < Self.quickDeathNanoseconds ? deathsInARow + 1 : 0
@@ -258,7 +258,7 @@ package struct Keeper: ~Copyable {
     }
 
     /// Whether to end without a server that has agreed: nothing is lost by it, or it was asked for twice.
-    private var mayEndAlone: Bool { endings > 0 && held.count <= heldFirst || endings > 1 }
+    private var mayEndAlone: Bool { endings > 0 && held.count <= first.count || endings > 1 }
 
     // MARK: Requests
 
@@ -299,6 +299,8 @@ package struct Keeper: ~Copyable {
         case .hold:
             if lacking || descriptors.count != 1 {
                 status = lacking && descriptors.count == 0 ? EMFILE : EINVAL
+            } else if first.contains(record.key) {
+                status = EPERM
             } else if held[record.key] != nil || held.count < heldMax {
                 put(record.key, descriptors.takeFirst()!)
                 let copy = held[record.key]!

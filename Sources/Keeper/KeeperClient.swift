@@ -24,7 +24,7 @@ package final class KeeperClient: DescriptorVault {
     /// False when the keeper is gone: nothing new can be held, what runs goes on.
     package var isConnected: Bool { !lost.load(ordering: .acquiring) }
 
-    /// `EPIPE`, `ECONNRESET`: the keeper is gone. `ENAMETOOLONG`, `EMFILE` (all that it may hold are held): it refuses. `EBADF`: there is no such descriptor.
+    /// `EPIPE`, `ECONNRESET`: the keeper is gone. `ENAMETOOLONG`, `EMFILE` (all that it may hold are held), `EPERM` (it has had that key from the beginning): it refuses. `EBADF`: there is no such descriptor.
     package func hold(_ number: Int32, key: String) throws(Errno) { try request(.hold, key, descriptors: [number]) }
 
     package func release(_ prefix: String) { try? request(.release, prefix) }

@@ -45,9 +45,9 @@ package struct ServiceStore: ~Copyable {
         self.socket = socket
     }
 
-    /// Number and key of a name; nil: it is no name of this store.
+    /// Number and key of a name; nil: it is no name of this store. Every process of the service may put names there (NotifyAccess=all), one that an attacker owns too.
     package static func parts(of name: String) -> (number: Int, key: String)? {
-        guard let slash = name.firstIndex(of: "/"), let number = Int(name[..<slash]), number >= 0 else { return nil }
+        guard let slash = name.firstIndex(of: "/"), let number = Int(name[..<slash]), (0..<Int.max).contains(number) else { return nil }
         return (number, String(name[name.index(after: slash)...]))
     }
 
@@ -57,7 +57,9 @@ package struct ServiceStore: ~Copyable {
         if let old = names.updateValue(name, forKey: key) { try remove(name: old) }
     }
 
+    /// `EOVERFLOW`: whoever wrote into the store has left no number.
     mutating func add(_ key: [UInt8], _ descriptor: Int32) throws(Errno) {
+        guard next < Int.max else { throw Errno(EOVERFLOW) }
         let name = "\(next)/\(String(decoding: key, as: UTF8.self))"
         next += 1
         // Unpolled: a pipe or a connection at its end is wanted all the same.

@@ -116,22 +116,20 @@ package struct MessageSocket: ~Copyable, Sendable {
         return count < 0 ? nil : Array(groups.prefix(Int(count)))
     }
 
-    /// Makes the next receive wait no longer than `patience` allows; `ETIME` when that is over. Returns the error that it means when the receive ends with `EAGAIN`.
-    private borrowing func limit(_ patience: Patience) throws(Errno) -> Errno {
+    /// Waits for the next bytes, or the end, no longer than `patience` allows: `EAGAIN` when nothing came for too long, `ETIME` when its time is over. Who receives next must not
+    /// wait: the bytes may be gone, and a time limit of the socket's own be changed, by whoever else holds this end. Wraps `poll(2)`.
+    private borrowing func wait(_ patience: Patience) throws(Errno) {
         let left = (patience.deadline - Clock.nanoseconds() + 999_999) / 1_000_000
         if left <= 0 { throw .timedOut }
-        // 0 would be for ever.
-        try setReceiveTimeout(max(1, min(Int32(clamping: left), patience.idleMilliseconds)))
-        return left <= Int64(patience.idleMilliseconds) ? .timedOut : .again
+        // The one that ends first tells what is said.
+        if try check(cvhost_poll_readable(descriptor.number, max(1, min(Int32(clamping: left), patience.idleMilliseconds)))) == 0 {
+            throw left <= Int64(patience.idleMilliseconds) ? .timedOut : .again
+        }
     }
 
     /// A receive or send that takes longer fails with EAGAIN; 0 = never.
     package borrowing func setTimeouts(receiveMilliseconds: Int32, sendMilliseconds: Int32) throws(Errno) {
         _ = try check(cvhost_set_timeouts(descriptor.number, receiveMilliseconds, sendMilliseconds))
-    }
-
-    private borrowing func setReceiveTimeout(_ milliseconds: Int32) throws(Errno) {
-        _ = try check(cvhost_set_receive_timeout(descriptor.number, milliseconds))
     }
 
     /// Ends the connection for both directions; a thread that waits in `receive` returns. Wraps `shutdown(2)`.
@@ -175,17 +173,16 @@ package struct MessageSocket: ~Copyable, Sendable {
         var numbers = [Int32](repeating: -1, count: Self.descriptorsMax)
         var received: UInt32 = 0
         var truncated: Int32 = 0
-        let tooLate: Errno = if let patience { try limit(patience) } else { .again }
+        if let patience { try wait(patience) }
         let n = unsafe bytes.withUnsafeMutableBytes { buffer in
             unsafe numbers.withUnsafeMutableBufferPointer {
                 unsafe cvhost_receive(
                     descriptor.number, buffer.baseAddress!, UInt64(buffer.count), takesDescriptors ? $0.baseAddress : nil, &received, &truncated,
-                    cvhost_msg_peek)
+                    cvhost_msg_peek | (patience == nil ? 0 : cvhost_msg_dontwait))
             }
         }
         for number in numbers.prefix(Int(received)) { descriptors.append(Descriptor(owning: number)) }
         if !takesDescriptors, truncated != 0 { descriptors.noteUntaken() }
-        if n == -Int64(Errno.again.code) { throw tooLate }
         return Array(bytes.prefix(Int(try check(n))))
     }
 
@@ -199,14 +196,15 @@ package struct MessageSocket: ~Copyable, Sendable {
         bytes = [UInt8](repeating: 0, count: count)
         var done = 0
         while done < count {
-            let tooLate: Errno = if let patience { try limit(patience) } else { .again }
+            if let patience { try wait(patience) }
             var numbers = [Int32](repeating: -1, count: Self.descriptorsMax)
             var received: UInt32 = 0
             var truncated: Int32 = 0
             let n = unsafe bytes.withUnsafeMutableBytes { buffer in
                 unsafe numbers.withUnsafeMutableBufferPointer {
                     unsafe cvhost_receive(
-                        descriptor.number, buffer.baseAddress! + done, UInt64(count - done), takesDescriptors ? $0.baseAddress : nil, &received, &truncated, 0)
+                        descriptor.number, buffer.baseAddress! + done, UInt64(count - done), takesDescriptors ? $0.baseAddress : nil, &received, &truncated,
+                        patience == nil ? 0 : cvhost_msg_dontwait)
                 }
             }
             if !takesDescriptors, truncated != 0 {
@@ -217,7 +215,6 @@ package struct MessageSocket: ~Copyable, Sendable {
             if descriptors.count > Self.descriptorsMax || (truncated != 0 && received == UInt32(Self.descriptorsMax)) { throw .tooManyReferences }
             // The kernel had no place for one that would have been taken.
             if truncated != 0 { throw .tooManyFiles }
-            if n == -Int64(Errno.again.code) { throw tooLate }
             if try check(n) == 0 {
                 if done == 0 { return false }
                 throw .protocolError

@@ -2,7 +2,8 @@ package import Kernel
 package import RemoteRAM
 import Synchronization
 
-/// memdevd's own requests to a VMM. A VMM that does not read loses messages, nothing else: nothing here ever waits.
+/// memdevd's own requests to a VMM. A VMM that does not read loses messages, nothing else: nothing here ever waits. The VMM made this end, too, and may have kept a copy of it: what
+/// is there to be read may vanish, and the socket's own time limits may change, at any moment.
 /// Concurrency: any thread may send.
 package final class BackendChannel: Sendable {
     private let socket: MessageSocket
@@ -41,6 +42,7 @@ package final class BackendChannel: Sendable {
     private let isOwed = Atomic<Bool>(false)
     /// Longer than any refusal's text has to be.
     private static let answerBytesMax = 1024
+    private static let takenMilliseconds: Int32 = 1
 
     private func request(_ ranges: [PageRange]) -> [UInt8] {
         var writer = WireWriter()
@@ -62,7 +64,11 @@ package final class BackendChannel: Sendable {
         guard try peek(Header.bytes + header.size, by: deadline) != nil else { return nil }
         var bytes: [UInt8] = []
         var descriptors = DescriptorList()
-        guard try socket.receive(Header.bytes + header.size, into: &bytes, descriptors: &descriptors, takesDescriptors: false) else { throw .protocolError }
+        // It has been there: if it is not any more, the VMM has taken it away by a copy of this end.
+        let patience = MessageSocket.Patience(idleMilliseconds: Self.takenMilliseconds, deadline: .max)
+        guard try socket.receive(Header.bytes + header.size, into: &bytes, descriptors: &descriptors, patience: patience, takesDescriptors: false) else {
+            throw .protocolError
+        }
         return header.isError ? .refused : .done
     }
 

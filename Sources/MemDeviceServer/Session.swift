@@ -259,7 +259,8 @@ package final class Session {
             features = Features(rawValue: chosen)
             stage = .negotiated
         case .getUserfaultfdDevice:
-            try require(code, .negotiated, .attached)
+            // Not before: with it a process may hold up the kernel's own faults, which is for VMMs and nobody else.
+            try require(code, .attached)
             return try userfaultfdDevice(code)
         case .attach(let vm, let bytes, let keep):
             try require(code, .negotiated)

@@ -102,6 +102,8 @@ final class Detacher {
             guard let box = takePipe() else { break }
             let batch = Array(pages[index..<min(pages.count, index + min(Self.pagesMax, box.pipe.pagesMax))])
             index += batch.count
+            // A page that has come in just after its punch is in use without a fault. Went it out again before its old entry is read, that would take what it has now.
+            if let discards = core.discards, discards.hasUnread { core.waitForDiscards() }
             let taken = batch.filter { core.table.beginDetach($0) }
             if taken.isEmpty {
                 free.append(box)

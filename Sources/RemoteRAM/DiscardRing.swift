@@ -1,17 +1,18 @@
 package import Kernel
+import Synchronization
 
 /// Ranges that the VMM has given up, in memory shared with it (docs/protocol.md, SET_DISCARD_RING). Read and written by system calls, never mapped: memory that
 /// its owner can punch or that lies on huge pages would raise SIGBUS here.
 ///
 /// The VMM publishes an entry before it punches the page out, so whoever reads a fault of that page and then drains the ring sees the entry first.
 /// The memory belongs to the VMM: everything read from it is read once and checked; a VMM that plays with `head` only discards its own pages.
-/// Concurrency: the fault thread drains.
+/// Concurrency: the fault thread drains; any thread may ask `hasUnread`.
 package final class DiscardRing: @unchecked Sendable {
     package let memory: Descriptor
     package let kick: EventCounter
     package let entries: UInt32
     private var tail: UInt32
-    private var isBroken = false
+    private let isBroken = Atomic<Bool>(false)
 
     package static let entriesRange: ClosedRange<UInt32> = 16...65536
 
@@ -50,7 +51,7 @@ package final class DiscardRing: @unchecked Sendable {
     /// Hands every published entry to `body`. False, once, when an entry is not a range of the device, or head
     /// ran away: the VMM is at fault, and its ring is not read any more.
     package func drain(pageCount: UInt64, _ body: (PageRange) -> Void) -> Bool {
-        if isBroken { return true }
+        if isBroken.load(ordering: .relaxed) { return true }
         guard let head = loadHead() else { return giveUp() }
         if head == tail { return true }
         guard head &- tail <= entries else { return giveUp() }
@@ -65,8 +66,14 @@ package final class DiscardRing: @unchecked Sendable {
         return (try? storeTail()) == nil ? giveUp() : true
     }
 
+    /// Whether an entry has been published that is not ticked off yet.
+    package var hasUnread: Bool {
+        guard !isBroken.load(ordering: .relaxed), let head = loadHead(), let ticked = word(at: 64) else { return false }
+        return head != UInt32(truncatingIfNeeded: ticked)
+    }
+
     private func giveUp() -> Bool {
-        isBroken = true
+        isBroken.store(true, ordering: .relaxed)
         return false
     }
 }

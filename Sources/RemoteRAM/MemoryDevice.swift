@@ -39,6 +39,7 @@ package final class MemoryDevice: Sendable {
     package var untrackedPagesWhenAdopted: UInt64 { untrackedWhenAdopted.load(ordering: .acquiring) }
     private let untrackedWhenAdopted = Atomic<UInt64>(0)
     private let swapFileIsRemoved = Atomic<Bool>(false)
+    private let isAbandoned = Atomic<Bool>(false)
     private let suspended = Mutex<Suspended?>(nil)
 
     /// Why nobody answers faults, and the VMM whose faults wait.
@@ -196,7 +197,11 @@ package final class MemoryDevice: Sendable {
         do throws(Errno) { return try make(makeCipher) } catch { throw .encryption(error) }
     }
 
-    deinit { if removeSwapFile() { seals?.wipe() } }
+    deinit {
+        if removeSwapFile() { seals?.wipe() }
+        // Whoever still has the file open, it has no blocks any more. A failure leaves it to the last close.
+        if !isAbandoned.load(ordering: .acquiring) { try? swapFile.file.empty() }
+    }
 
     /// Whether pages are encrypted in the swap file.
     package var isEncrypted: Bool { seals != nil }
@@ -219,7 +224,10 @@ package final class MemoryDevice: Sendable {
     }
 
     /// The object goes, the device does not: a vault holds it for somebody who understands it.
-    package func abandon() { swapFileIsRemoved.store(true, ordering: .releasing) }
+    package func abandon() {
+        isAbandoned.store(true, ordering: .releasing)
+        swapFileIsRemoved.store(true, ordering: .releasing)
+    }
 
     /// False: that has been done, or is another's business.
     @discardableResult

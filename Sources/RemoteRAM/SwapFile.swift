@@ -47,6 +47,9 @@ package struct SwapFile: ~Copyable, Sendable {
         (try? descriptor.status())?.occupiedBytes ?? 0
     }
 
-    /// Removes the file; its blocks are freed when the last descriptor closes.
+    /// Frees all blocks now; where the file system is mounted with `discard`, it tells the disk. For a file that has been removed, and that nobody uses any more.
+    package borrowing func empty() throws(Errno) { try descriptor.setSize(0) }
+
+    /// Removes the file; its blocks are freed when it is emptied, or the last descriptor closes.
     package borrowing func remove() { _ = unlink(path) }
 }

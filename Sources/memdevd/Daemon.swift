@@ -23,7 +23,7 @@ final class Daemon: Sendable {
         self.security = security
     }
 
-    func run() throws {
+    func run(_ notify: borrowing Notify) throws {
         // Before any thread exists: they inherit the mask.
         let signals: SignalQueue
         do { signals = try SignalQueue() } catch { throw StartFailure("cannot receive signals: \(error)") }
@@ -43,7 +43,6 @@ final class Daemon: Sendable {
             let receiving = try Thread(name: "mdd-peers") { migrations.run() }
             let steering = StallKeeper(registry: registry, settings: settings, logger: logger)
             let budgets = try Thread(name: "mdd-budgets") { steering.run() }
-            let notify = Notify()
             notify.ready()
             logger.info("memdevd \(MemdevdVersion.current) serves \(settings.vmmSocketPath), swap files in \(settings.stateDirectory)")
             waitForEnd(signals, registry, migrations, notify)

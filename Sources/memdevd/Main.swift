@@ -32,8 +32,10 @@ struct Memdevd: ParsableCommand {
                 let inheritance = try Inheritance(inherited)
                 // As long as it may read such files.
                 let security = PeerSecurity.read(settings, logger)
+                // As long as it may make a socket.
+                let notify = Notify()
                 try Confinement.begin(settings: settings, logger)
-                try Daemon(settings: settings, logger: logger, keeper: inheritance, security: security).run()
+                try Daemon(settings: settings, logger: logger, keeper: inheritance, security: security).run(notify)
                 return
             }
             let problems = HostChecks.problems()

@@ -35,6 +35,9 @@ import Testing
     @Test("Names in the service manager's store carry number and key") func names() {
         #expect(ServiceStore.parts(of: "17/vm/a/memory")?.number == 17)
         #expect(ServiceStore.parts(of: "17/vm/a/memory")?.key == "vm/a/memory")
+        #expect(ServiceStore.parts(of: "\(Int.max - 1)/a")?.number == Int.max - 1)
+        // After it there would be no number for what comes next.
+        #expect(ServiceStore.parts(of: "\(Int.max)/a") == nil)
         for name in ["", "vm/a", "-1/a", "memdevd.socket", "x/1", "99999999999999999999/a"] { #expect(ServiceStore.parts(of: name) == nil, "\(name)") }
     }
 }

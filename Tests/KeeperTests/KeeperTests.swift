@@ -158,6 +158,20 @@ private final class Kept: @unchecked Sendable {
         #expect(kept.end() == 0)
     }
 
+    @Test("What the keeper has had from the beginning no server replaces or lets go") func fromTheBeginning() throws {
+        let kept = try Kept()
+        _ = kept.next()
+        #expect(kept.say("hold control") == "error \(EPERM)")
+        #expect(kept.say("hold vm/a/memory").hasPrefix("held "))
+        #expect(kept.say("release c") == "ok")
+        let before = kept.say("list")
+        #expect(kept.say("again") == "ok")
+        // Without it the next one could not even report.
+        #expect(kept.next().generation == 1)
+        #expect(kept.say("list").hasPrefix(before + " vm/a/memory="))
+        #expect(kept.end() == 0)
+    }
+
     @Test("A server that says nothing is killed and replaced") func silent() throws {
         let kept = try Kept(silenceMilliseconds: 300)
         let server = kept.next()

@@ -53,11 +53,15 @@ import Testing
         #expect(client.receive()?.header.request == Request.Code.getFeatures.rawValue)
     }
 
-    @Test("GET_USERFAULTFD_DEVICE hands over the device", .enabled(if: access("/dev/userfaultfd", R_OK) == 0, "no /dev/userfaultfd"))
+    @Test(
+        "GET_USERFAULTFD_DEVICE hands over the device, to who has attached a VM and to nobody else",
+        .enabled(if: access("/dev/userfaultfd", R_OK) == 0, "no /dev/userfaultfd"))
     func userfaultfdDevice() throws {
         let server = try TestServer()
         defer { server.close() }
-        let client = try server.connect(at: .negotiated)
+        let stranger = try server.connect(at: .negotiated)
+        stranger.isRefused(stranger.call(.getUserfaultfdDevice), .protocolError, "GET_USERFAULTFD_DEVICE is not allowed now", closes: true)
+        let client = try server.connect(at: .attached)
         let reply = try #require(client.call(.getUserfaultfdDevice))
         #expect(reply.value == 0)
         let device = Descriptor(owning: try #require(reply.descriptor))

@@ -113,7 +113,7 @@ enum Stage: CaseIterable {
     var allowed: Set<Request.Code> {
         switch self {
         case .new: [.getFeatures, .setFeatures]
-        case .negotiated: [.getFeatures, .attach, .getUserfaultfdDevice]
+        case .negotiated: [.getFeatures, .attach]
         case .attached: [.getFeatures, .getUserfaultfdDevice, .addRegion, .setMapper, .setBackendChannel, .setDiscardRing]
         case .mapped: [.getFeatures, .setBackendChannel, .setDiscardRing, .start]
         case .started: [.getFeatures, .discard, .pin, .unpin, .detach]

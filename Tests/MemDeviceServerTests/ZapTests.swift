@@ -1,3 +1,4 @@
+import Glibc
 import Kernel
 import MemDeviceServer
 import RemoteRAM
@@ -104,6 +105,43 @@ import Testing
         // Its last message may not be through yet.
         while !ended.value.load(ordering: .relaxed) { _ = channel.zap(Self.ranges, milliseconds: 20) }
         thread.join()
+    }
+
+    @Test(
+        "A VMM that has kept a copy of memdevd's end, and lifts its time limit or takes away what comes there, does not keep the thread",
+        arguments: ["limit", "thief"]) func copy(attack: String) throws {
+        let pair = try MessageSocket.pair()
+        let channel = BackendChannel(try pair.first.duplicate())
+        let vmm = VMMClient(MessageSocket(try pair.second.duplicate()))
+        let copy = try pair.first.duplicate().release()
+        let (stop, ended) = (Flag(), Flag())
+        let attacker = try Thread(name: "attacker") {
+            var never = timeval()
+            var bytes = [UInt8](repeating: 0, count: 4096)
+            while !stop.value.load(ordering: .relaxed) {
+                if attack == "limit" {
+                    unsafe setsockopt(copy, SOL_SOCKET, SO_RCVTIMEO, &never, socklen_t(MemoryLayout<timeval>.size))
+                } else {
+                    _ = unsafe recv(copy, &bytes, bytes.count, Int32(MSG_DONTWAIT))
+                }
+            }
+        }
+        let answers = try Thread(name: "vmm") {
+            while !stop.value.load(ordering: .relaxed) {
+                if attack == "thief" { try? vmm.socket.send(Self.done, dontWait: true) } else { Clock.sleep(milliseconds: 1) }
+            }
+        }
+        let asking = try Thread(name: "asking") {
+            // Each is a chance of some per cent to meet the attacker between looking and taking.
+            for _ in 0..<1500 { _ = channel.zap(Self.ranges, milliseconds: 1) }
+            ended.value.store(true, ordering: .relaxed)
+        }
+        #expect(eventually(within: 20_000) { ended.value.load(ordering: .relaxed) })
+        stop.value.store(true, ordering: .relaxed)
+        // Frees whoever waits for ever.
+        shutdown(copy, Int32(SHUT_RDWR))
+        for thread in [asking, attacker, answers] { thread.join() }
+        _ = close(copy)
     }
 
     @Test("A channel that the VMM has closed is closed") func closed() throws {

@@ -185,6 +185,35 @@ extension FaultInjection {
             #expect(daemon.end() == 0, "\(daemon.log)")
         }
 
+        @Test("At a VM's end a file system that is mounted with discard tells its disk which blocks are free", arguments: [false, true])
+        func discardedAtTheEnd(encrypts: Bool) throws {
+            let directory = TemporaryDirectory()
+            let image = directory.path + "/image"
+            let mountPoint = TemporaryDirectory()
+            let script = "truncate -s 64M \(image) && mkfs.ext4 -q -m 0 \(image) && mount -o loop,discard \(image) \(mountPoint.path)"
+            let made = try Command.run(["sh", "-c", script])
+            try #require(made.status == 0, "needs loop devices and mkfs.ext4: \(made)")
+            defer { _ = try? Command.run(["umount", "-l", mountPoint.path]) }
+            let disk = try Descriptor.open(image, flags: O_RDONLY)
+            func taken() -> UInt64 { (try? disk.status().occupiedBytes) ?? .max }
+            let before = taken()
+            let daemon = try RunningDaemon(["--default-budget", "25%", "--encrypt", "\(encrypts)"], state: mountPoint.path)
+            defer { withExtendedLifetime(daemon) {} }
+            try #require(daemon.isServing)
+            let vm = try RunningVM("a", daemon, pages: 4096)
+            vm.fill(vm.all, seed: 1)
+            let written: UInt64 = 8 << 20
+            #expect(eventually { taken() >= before + written })
+            #expect(vm.detach())
+            // Freed blocks are told when the journal has been written.
+            #expect(
+                eventually {
+                    sync()
+                    return taken() < before + written / 2
+                }, "\(taken()) of \(before)")
+            #expect(daemon.end() == 0, "\(daemon.log)")
+        }
+
         @Test("A full ext4 stops the paging out of all VMs on it, loses nothing, and recovers when there is room") func fullExt4() throws {
             let directory = TemporaryDirectory()
             let image = directory.path + "/image"

@@ -74,6 +74,7 @@ struct ConfinementTests {
         #expect(unsafe lstat(daemon.stateDirectory + "/a.swap", &status) == 0 && status.st_uid == 65534 && status.st_mode & 0o777 == 0o600)
         let other = try VMMClient(path: daemon.vmmSocket)
         try #require(other.negotiate())
+        try #require(other.attach(vm: "b", bytes: Self.bytes)?.refusal == nil)
         let reply = try #require(other.call(.getUserfaultfdDevice))
         let device = Descriptor(owning: try #require(reply.descriptor))
         #expect(try device.linkTarget() == "/dev/userfaultfd")

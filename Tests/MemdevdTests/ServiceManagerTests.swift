@@ -123,6 +123,28 @@ struct ServiceManagerTests {
         #expect(daemon.end() == 0, "\(daemon.log)")
     }
 
+    @Test("What a server that an attacker owns has put into the store keeps no keeper from starting, and takes the place of nothing") func foreignNames() throws {
+        let manager = try ServiceManager()
+        let first = try RunningDaemon(Self.arguments, environment: manager.environment)
+        let client = try attached(first)
+        write(client, 3)
+        let server = try #require(first.server)
+        let planted = try Memfd.create(name: "planted", size: 4096)
+        let names = ["\(Int.max)/vm/a/table", "\(Int.max - 1)/vm/b/memory", "1/socket/vmm", "2/socket/control", "3/lock/run", "4/device/userfaultfd"]
+        first.killKeeper()
+        let passed = manager.stored + names.map { (name: $0, number: planted.number) }
+        let daemon = try RunningDaemon(Self.arguments, inPlaceOf: first, environment: manager.environment, passed: passed)
+        usleep(50_000)
+        #expect(kill(server, SIGKILL) == 0)
+        #expect(wrong(client, 3) == 0)
+        // One that is new gets in, and the numbers have run out: that is said.
+        let other = try attached(daemon, "c")
+        other[5] = 7
+        #expect(other[5] == 7)
+        #expect(eventually { daemon.log.contains("the service manager takes no descriptors") }, "\(daemon.log)")
+        #expect(daemon.end() == 0, "\(daemon.log)")
+    }
+
     @Test("SIGUSR2 ends the keeper for another one to go on; without a store it does nothing") func replaced() throws {
         let manager = try ServiceManager()
         let first = try RunningDaemon(Self.arguments, environment: manager.environment)

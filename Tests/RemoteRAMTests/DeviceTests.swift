@@ -44,6 +44,25 @@ extension DeviceTests {
             #expect(guest.firstWrong(Self.all, seed: 3) == nil)
         }
 
+        @Test("The swap file of a device that is gone has no blocks any more, whoever still has it open; that of an abandoned one has", arguments: [false, true])
+        func emptied(isAbandoned: Bool) throws {
+            let directory = TemporaryDirectory()
+            var file: Descriptor?
+            do {
+                let guest = try Guest(Guest.device(pages: Self.pages, directory: directory))
+                guest.fill(Self.all, seed: 1)
+                #expect(guest.evictAll())
+                let open = try Descriptor.open(directory.path + "/test.swap", flags: O_RDONLY)
+                #expect(try open.status().occupiedBytes >= Self.pages << pageShift)
+                file = consume open
+                guest.stop()
+                if isAbandoned { guest.device.abandon() }
+            }
+            let left = try file!.status()
+            #expect(isAbandoned ? left.occupiedBytes >= Self.pages << pageShift : left.occupiedBytes == 0 && left.bytes == 0)
+            #expect(access(directory.path + "/test.swap", F_OK) == (isAbandoned ? 0 : -1))
+        }
+
         @Test("A clean page that goes out again is not written") func cleanAgain() throws {
             let directory = TemporaryDirectory()
             let guest = try Guest(Guest.device(pages: Self.pages, directory: directory))

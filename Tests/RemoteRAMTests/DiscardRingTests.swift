@@ -2,6 +2,7 @@ import CVhost
 import Glibc
 import Kernel
 import RemoteRAM
+import Synchronization
 import TestSupport
 import Testing
 
@@ -176,6 +177,21 @@ extension DeviceTests {
     @Suite struct RingTests {
         private static let pages: UInt64 = 4096
 
+        /// Holds up whoever passes while it is closed.
+        private final class Gate: Sendable {
+            private let isClosed = Atomic<Bool>(false)
+            private let waiting = Atomic<Bool>(false)
+            var isWaitedFor: Bool { waiting.load(ordering: .acquiring) }
+            func close() { isClosed.store(true, ordering: .releasing) }
+            func open() { isClosed.store(false, ordering: .releasing) }
+            func pass() {
+                while isClosed.load(ordering: .acquiring) {
+                    waiting.store(true, ordering: .releasing)
+                    Clock.sleep(milliseconds: 1)
+                }
+            }
+        }
+
         @Test("A page given up through the ring is a zero page at its next touch, wherever it was") func givenUp() throws {
             let directory = TemporaryDirectory()
             let writer = try RingWriter()
@@ -231,6 +247,39 @@ extension DeviceTests {
             #expect(guest.evictAll())
             #expect(guest.firstWrong(PageRange(650, 750), seed: 6) == nil)
             #expect(guest.firstWrong(PageRange(300, 600), seed: 5) == nil && guest.firstWrong(PageRange(800, 1000), seed: 5) == nil)
+        }
+
+        @Test("A page that is in use again does not go out before the entry that gave it up is read: what it has now is newer") func usedBeforeRead() throws {
+            let directory = TemporaryDirectory()
+            let writer = try RingWriter()
+            let gate = Gate()
+            let device = try Guest.device(pages: Self.pages, directory: directory) { settings in
+                settings.injectDiskResult = { operation, pages in
+                    if operation == .read, pages.contains(900) { gate.pass() }
+                    return nil
+                }
+            }
+            let guest = try Guest(device, discards: try writer.ring())
+            defer { guest.stop() }
+            let used = PageRange(100, 110)
+            guest.fill(PageRange(0, 1000), seed: 1)
+            guest.evictAll()
+            guest.fill(used, seed: 2)
+            // The fault thread has begun to bring something in, and reads no entry before it goes on.
+            gate.close()
+            let other = try Thread(name: "other") { _ = guest[900] }
+            #expect(eventually { gate.isWaitedFor })
+            // As after a punch that a page's way in has overtaken: nothing tells that this content is the newer one.
+            writer.publish(used)
+            let order = try #require(device.evict(pages: Self.pages))
+            // Without the entry they would be out in a moment.
+            _ = eventually(within: 300) { device.table[used.start].phase == .ssd }
+            gate.open()
+            other.join()
+            #expect(eventually { order.isDone.load(ordering: .acquiring) })
+            #expect(guest.firstWrong(used, seed: 2) == nil)
+            #expect(guest.evictAll())
+            #expect(guest.firstWrong(used, seed: 2) == nil && writer.tail == writer.head)
         }
 
         @Test("What is written to pages that were just given up stays, while they go out and in", arguments: [Int64(0), 100])

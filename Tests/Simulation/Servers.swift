@@ -11,9 +11,10 @@ final class Servers {
     /// Of those that are dead.
     private var lives: Int64 = 0
 
-    /// Time that a server lived.
-    var lived: Int64 { lives + (isServing ? world.now - startedAt : 0) }
+    /// Time that a server served: while it takes over nothing can come in, and that may take as long as it likes here.
+    var lived: Int64 { lives + (isServing ? world.now - servesSince : 0) }
     private(set) var isServing = false
+    private var servesSince: Int64 = 0
     private var budget: UInt64
 
     /// The page table's memory.
@@ -52,6 +53,7 @@ final class Servers {
             if !hasStarted { world.vmm.start() }
             hasStarted = true
             isServing = true
+            servesSince = world.now
             world.mayCrash = world.crashesLeft > 0
             if world.plan.stopNanosecondsMax > 0, !wasStopped { stopOnce() }
             world.spawn("session", epoch: world.epoch) { [self] in serve(device!) }
@@ -67,7 +69,7 @@ final class Servers {
     }
 
     func died() {
-        lives += world.now - startedAt
+        if isServing { lives += world.now - servesSince }
         isServing = false
         world.mayCrash = false
         // The dead process's objects are never released: its threads may be anywhere in them.

@@ -12,6 +12,9 @@ enum Filtered {
         "kill": { _ = kill(getppid(), 0) },
         "unshare": { _ = cvhost_leave_network() },
         "mount": { _ = unsafe mount("none", "/nowhere", "tmpfs", 0, nil) },
+        "socket AF_UNIX": { _ = socket(AF_UNIX, Int32(SOCK_STREAM.rawValue), 0) },
+        "socket AF_UNIX, with network": { _ = socket(AF_UNIX, Int32(SOCK_DGRAM.rawValue), 0) },
+        "socketpair": { _ = try? MessageSocket.pair() },
         "socket AF_INET": { _ = socket(AF_INET, Int32(SOCK_STREAM.rawValue), 0) },
         "socket AF_INET6": { _ = socket(AF_INET6, Int32(SOCK_STREAM.rawValue), 0) },
         "socket AF_NETLINK": { _ = socket(AF_NETLINK, Int32(SOCK_RAW.rawValue), 0) },
@@ -50,7 +53,7 @@ enum Filtered {
     static func run(_ what: String) -> Never {
         do throws(Errno) {
             try Privileges.gainNothingByExec()
-            try CallFilter.install(network: what == "network")
+            try CallFilter.install(network: what.hasSuffix("network"))
         } catch {
             exit(error == .notSupported ? 77 : 3)
         }
@@ -72,7 +75,7 @@ enum Filtered {
         guard let memory = try? Memfd.create(name: "work", size: 1 << 20), (try? memory.linkTarget())?.contains("work") == true else { return false }
         guard (try? memory.information()) != nil else { return false }
         guard let pipe = try? Pipe(pages: 4), (try? pipe.take(from: memory, at: 0, length: 4096)) == 4096 else { return false }
-        guard socket(AF_UNIX, Int32(SOCK_DGRAM.rawValue), 0) >= 0, (try? Ring(entries: 8, bufferCount: 1, bufferBytes: 4096)) != nil else { return false }
+        guard (try? Ring(entries: 8, bufferCount: 1, bufferBytes: 4096)) != nil else { return false }
         var now = time(nil)
         return unsafe localtime(&now) != nil && sysconf(Int32(_SC_NPROCESSORS_ONLN)) > 0
     }

@@ -31,8 +31,6 @@ int cvhost_shutdown(int fd);
 
 int cvhost_set_timeouts(int fd, int receive_milliseconds, int send_milliseconds);
 
-int cvhost_set_receive_timeout(int fd, int milliseconds);
-
 int cvhost_peer_credentials(int fd, int32_t *pid, uint32_t *uid, uint32_t *gid);
 
 // Supplementary groups of the peer when it connected (SO_PEERGROUPS, Linux 4.13). Returns how many; -ERANGE when they are more than max.
