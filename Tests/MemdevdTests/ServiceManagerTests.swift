@@ -201,5 +201,7 @@ struct ServiceManagerTests {
         #expect(eventually { manager.texts.contains { $0.hasPrefix("READY=1") } })
         #expect(daemon.end() == 0, "\(daemon.log)")
         #expect(place.exists("memdevd.sock") && place.exists("control.sock"))
+        // And of use: who connects now starts the next memdevd.
+        for name in ["memdevd.sock", "control.sock"] { #expect((try? MessageSocket.connect(path: place.path + "/" + name)) != nil, "\(name)") }
     }
 }
