@@ -123,7 +123,8 @@ struct ServiceManagerTests {
         #expect(daemon.end() == 0, "\(daemon.log)")
     }
 
-    @Test("What a server that an attacker owns has put into the store keeps no keeper from starting, and takes the place of nothing") func foreignNames() throws {
+    @Test("What a server that an attacker owns has put into the store keeps no keeper from starting, and takes the place of nothing") func foreignNames() throws
+    {
         let manager = try ServiceManager()
         let first = try RunningDaemon(Self.arguments, environment: manager.environment)
         let client = try attached(first)
