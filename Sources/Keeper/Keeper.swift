@@ -159,7 +159,8 @@ package struct Keeper: ~Copyable {
             if isLeaving { return Self.restartStatus }
             // One that could not even start once would not the next time; one that had something to lose did start.
             // And one that cannot read its settings ends nothing as long as there is something to lose: they may be mended.
-            if (options.finalStatuses.contains(exit) && (exit == 0 || held.count <= first.count)) || (generation == 0 && exit == 1 && held.count <= first.count) {
+            if (options.finalStatuses.contains(exit) && (exit == 0 || held.count <= first.count)) || (generation == 0 && exit == 1 && held.count <= first.count)
+            {
                 return exit
             }
             deathsInARow = Clock.nanoseconds() - began < Self.quickDeathNanoseconds ? deathsInARow + 1 : 0

@@ -85,6 +85,12 @@ package struct MessageSocket: ~Copyable, Sendable {
         return Pair(first: Descriptor(owning: ends[0]), second: Descriptor(owning: ends[1]))
     }
 
+    /// The next connection; nil: none has come within `milliseconds`. For who must look around now and then: shutting a listening socket down would wake it, too, but end the
+    /// socket for all who hold it, the service manager among them. Wraps `poll(2)`, `accept4(2)`.
+    package borrowing func accept(within milliseconds: Int32) throws(Errno) -> MessageSocket? {
+        try check(cvhost_poll_readable(descriptor.number, milliseconds)) == 0 ? nil : try accept()
+    }
+
     /// Waits for a connection. Wraps `accept4(2)`.
     package borrowing func accept() throws(Errno) -> MessageSocket {
         MessageSocket(Descriptor(owning: try check(cvhost_accept(descriptor.number))))

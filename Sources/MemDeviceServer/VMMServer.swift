@@ -67,8 +67,6 @@ extension MessageSocket.Peer {
 /// Concurrency: `run` on one thread for each socket; `stop` from any.
 package final class VMMServer: Sendable {
     private let socket: Listener
-    /// The sockets of single VMs.
-    private let others = Mutex<[Listener]>([])
     private let registry: DeviceRegistry
     /// To the log, within limits.
     private let log: @Sendable (ServerEvent) -> Void
@@ -106,20 +104,21 @@ package final class VMMServer: Sendable {
         tell = log
     }
 
+    /// How often a thread that accepts looks whether it shall end.
+    private static let lookMilliseconds: Int32 = 100
+
     /// Accepts connections until `stop`.
     package func run() { accept(socket) }
 
     /// Accepts connections until `stop` on a socket where nothing but `vm` may be attached.
     package func run(_ socket: consuming MessageSocket, onlyFor vm: String) {
-        let listener = Listener(socket, vm: vm)
-        others.withLock { $0.append(listener) }
-        accept(listener)
+        accept(Listener(socket, vm: vm))
     }
 
     private func accept(_ listener: Listener) {
         while !stopping.load(ordering: .acquiring) {
             do throws(Errno) {
-                let connection = try listener.socket.accept()
+                guard let connection = try listener.socket.accept(within: Self.lookMilliseconds) else { continue }
                 guard !stopping.load(ordering: .acquiring) else { return }
                 try serve(connection, onlyVM: listener.vm)
             } catch {
@@ -226,10 +225,9 @@ package final class VMMServer: Sendable {
         }
     }
 
+    /// `run` returns within a moment. The sockets stay what they are: they may be the service manager's.
     package func stop() {
         stopping.store(true, ordering: .releasing)
-        socket.socket.shutDown()
-        others.withLock { for listener in $0 { listener.socket.shutDown() } }
         for event in throttle.state.withLock({ $0.flush() }) { tell(event) }
     }
 

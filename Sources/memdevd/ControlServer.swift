@@ -16,6 +16,8 @@ final class ControlServer: Sendable {
     private let connections: Mutex<ConnectionCounts>
     private let throttle = Mutex(EventThrottle())
     private static let sendMilliseconds: Int32 = 5_000
+    /// How often `run` looks whether it shall end.
+    private static let lookMilliseconds: Int32 = 100
 
     static var connectionLimits: ConnectionCounts.Limits {
         var limits = ConnectionCounts.Limits()
@@ -35,8 +37,8 @@ final class ControlServer: Sendable {
     func run() {
         while !stopping.load(ordering: .acquiring) {
             do throws(Errno) {
-                let connection = try ConnectionBox(try socket.accept())
-                try serve(connection)
+                guard let accepted = try socket.accept(within: Self.lookMilliseconds) else { continue }
+                try serve(try ConnectionBox(accepted))
             } catch {
                 if stopping.load(ordering: .acquiring) { return }
                 logger.warning("control socket: \(error)")
@@ -45,10 +47,8 @@ final class ControlServer: Sendable {
         }
     }
 
-    func stop() {
-        stopping.store(true, ordering: .releasing)
-        socket.shutDown()
-    }
+    /// `run` returns within a moment. The socket stays what it is: it may be the service manager's.
+    func stop() { stopping.store(true, ordering: .releasing) }
 
     private final class ConnectionBox: Sendable {
         let socket: MessageSocket

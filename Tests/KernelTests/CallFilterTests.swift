@@ -18,7 +18,8 @@ import Testing
     @Test(
         "A call that is not in the table kills the process",
         arguments: [
-            "execve", "fork", "kill", "unshare", "mount", "socket AF_UNIX", "socket AF_UNIX, with network", "socketpair", "socket AF_INET", "socket AF_INET6", "socket AF_NETLINK", "connect", "bind", "listen",
+            "execve", "fork", "kill", "unshare", "mount", "socket AF_UNIX", "socket AF_UNIX, with network", "socketpair", "socket AF_INET", "socket AF_INET6",
+            "socket AF_NETLINK", "connect", "bind", "listen",
             "mmap PROT_EXEC", "mprotect PROT_EXEC", "userfaultfd", "ioctl UFFDIO_REGISTER", "ioctl UFFDIO_API", "pidfd_open", "setuid", "chmod", "rename",
             "symlink", "mkdir", "chroot", "setrlimit", "prlimit64, low half of the pointer zero", "prctl PR_SET_DUMPABLE", "fcntl F_SETOWN", "flock",
         ]) func forbidden(call: String) throws

@@ -109,7 +109,8 @@ import Testing
 
     @Test(
         "A VMM that has kept a copy of memdevd's end, and lifts its time limit or takes away what comes there, does not keep the thread",
-        arguments: ["limit", "thief"]) func copy(attack: String) throws {
+        arguments: ["limit", "thief"]) func copy(attack: String) throws
+    {
         let pair = try MessageSocket.pair()
         let channel = BackendChannel(try pair.first.duplicate())
         let vmm = VMMClient(MessageSocket(try pair.second.duplicate()))

@@ -123,7 +123,8 @@ struct ServiceManagerTests {
         #expect(daemon.end() == 0, "\(daemon.log)")
     }
 
-    @Test("What a server that an attacker owns has put into the store keeps no keeper from starting, and takes the place of nothing") func foreignNames() throws {
+    @Test("What a server that an attacker owns has put into the store keeps no keeper from starting, and takes the place of nothing") func foreignNames() throws
+    {
         let manager = try ServiceManager()
         let first = try RunningDaemon(Self.arguments, environment: manager.environment)
         let client = try attached(first)
@@ -201,5 +202,7 @@ struct ServiceManagerTests {
         #expect(eventually { manager.texts.contains { $0.hasPrefix("READY=1") } })
         #expect(daemon.end() == 0, "\(daemon.log)")
         #expect(place.exists("memdevd.sock") && place.exists("control.sock"))
+        // And of use: who connects now starts the next memdevd.
+        for name in ["memdevd.sock", "control.sock"] { #expect((try? MessageSocket.connect(path: place.path + "/" + name)) != nil, "\(name)") }
     }
 }

@@ -44,7 +44,8 @@ extension DeviceTests {
             #expect(guest.firstWrong(Self.all, seed: 3) == nil)
         }
 
-        @Test("The swap file of a device that is gone has no blocks any more, whoever still has it open; that of an abandoned one has", arguments: [false, true])
+        @Test(
+            "The swap file of a device that is gone has no blocks any more, whoever still has it open; that of an abandoned one has", arguments: [false, true])
         func emptied(isAbandoned: Bool) throws {
             let directory = TemporaryDirectory()
             var file: Descriptor?
