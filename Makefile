@@ -10,7 +10,7 @@ RELEASE    := $(BUILD)/release
 LIBSOURCES := $(wildcard Sources/libmemdev/*.c)
 CFLAGS_LIB := -std=gnu11 -O2 -g -fPIC -Wall -Wextra -Werror -fvisibility=hidden
 
-.PHONY: all build demo demo-crash demo-migrate test test-systemd check bench bench-programs bench-migrate fuzz simulate policy-table install clean deps lint format help
+.PHONY: all build demo demo-crash demo-migrate test test-systemd check bench bench-programs bench-migrate fuzz simulate policy-table policy-table-recorded install clean deps lint format help
 
 help:
 	@echo 'make demo     boot a stock QEMU Linux guest whose RAM memdevd owns, with DRAM for half of it'
@@ -24,7 +24,8 @@ help:
 	@echo 'make bench-migrate  migration into a host with half of the DRAM: memdevd beside pre-copy under kernel swap and stock QEMU'
 	@echo 'make fuzz     the decoders under libFuzzer for a bounded time (SECONDS=60 each)'
 	@echo 'make simulate  the engine under a simulated kernel, disk and guest, one run for each seed (SEEDS=10000)'
-	@echo 'make policy-table  miss ratios of the eviction policy beside LRU, FIFO, random and the optimum'
+	@echo 'make policy-table  miss ratios of the eviction policy beside LRU, FIFO, random and the optimum (TRACE=FILE: for a recorded trace)'
+	@echo 'make policy-table-recorded  the same for what a sort, a column scan, touches and requests to Redis do, recorded on the way'
 	@echo 'make install  into DESTDIR=$(DESTDIR) PREFIX=$(PREFIX)'
 
 all: build
@@ -92,7 +93,10 @@ simulate: deps
 	Tests/Simulation/run --seeds $(SEEDS)
 
 policy-table: deps
-	Tests/PolicyTable/run
+	Tests/PolicyTable/run $(foreach file,$(TRACE),--trace $(file))
+
+policy-table-recorded: deps
+	Tests/PolicyTable/record
 
 install: build
 	install -D -m 755 $(RELEASE)/memdevd $(DESTDIR)$(PREFIX)/sbin/memdevd

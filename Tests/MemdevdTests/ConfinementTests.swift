@@ -91,10 +91,12 @@ struct ConfinementTests {
         #expect(try ask(daemon, ControlRequest(.budget, vm: "a", bytes: 4 << 20)).ok == true)
         // Those about other hosts are refused, since there are none.
         let refused: [ControlRequest.Command] = [.release, .migrate, .migrateDryRun, .migrateFinish, .migrateCommit, .migrateAbort]
-        for command in ControlRequest.Command.allCases where command != .budget {
+        for command in ControlRequest.Command.allCases where command != .budget && command != .trace {
             let reply = try ask(daemon, ControlRequest(command, vm: "a"))
             #expect(reply.ok == true || refused.contains(command), "\(command): \(reply.error ?? "")")
         }
+        // No line follows its first: a file does.
+        #expect(try daemon.control(["trace", "a", "--output", daemon.directory.path + "/trace", "--seconds", "1"]).status == 0)
         for page in 0..<(Self.bytes >> 12) { #expect(client[page, 3] == page + 1) }
         #expect(client.call(.pin, Wire.extents([(0, 65536)]))?.value == 0)
         #expect(client.call(.unpin, Wire.extents([(0, 65536)]))?.value == 0)

@@ -1,11 +1,14 @@
 /* sort.c: an in-memory merge sort: records of 32 bytes and a buffer of half their size, together as large as the argument says.
  *
+ *     sort SIZE; sort-trace SIZE FILE notes its accesses for `make policy-table` (trace.h)
+ *
  * Commands on standard input, one line of JSON each: `fill`, `run` (sorts), `verify`, `quit`.
  */
 #include <inttypes.h>
 #include <stdio.h>
 #include <sys/mman.h>
 
+#include "trace.h"
 #include "util.h"
 
 struct record {
@@ -21,6 +24,8 @@ static struct record record_of(uint64_t number) {
     return (struct record){.key = key, .number = number, .text = {word, ~word}};
 }
 
+#define PAGE_OF(r) (((uintptr_t)(r) - (uintptr_t)records) / PAGE_BYTES)
+
 static uint64_t fingerprint(const struct record *r) { return mix(r->key ^ mix(r->number) ^ r->text[0]) + mix(r->text[1]); }
 
 static uint64_t expected;
@@ -29,6 +34,7 @@ static void fill(void) {
     runs++;
     expected = 0;
     for (uint64_t i = 0; i < count; i++) {
+        NOTE(PAGE_OF(&records[i]), true);
         records[i] = record_of(i);
         expected += fingerprint(&records[i]);
     }
@@ -36,6 +42,7 @@ static void fill(void) {
 
 static void insertion_sort(struct record *r, uint64_t n) {
     for (uint64_t i = 1; i < n; i++) {
+        NOTE(PAGE_OF(&r[i]), true);
         struct record moved = r[i];
         uint64_t j = i;
         for (; j > 0 && r[j - 1].key > moved.key; j--)
@@ -52,10 +59,26 @@ static void merge_sort(struct record *r, struct record *spare, uint64_t n) {
     uint64_t half = n / 2;
     merge_sort(r, spare, half);
     merge_sort(r + half, spare, n - half);
+#ifdef TRACE
+    for (uint64_t i = 0; i < half; i++) {
+        NOTE(PAGE_OF(&r[i]), false);
+        NOTE(PAGE_OF(&spare[i]), true);
+    }
+#endif
     memcpy(spare, r, half * sizeof *r);
     uint64_t left = 0, right = half, out = 0;
-    while (left < half && right < n)
+    while (left < half && right < n) {
+        NOTE(PAGE_OF(&spare[left]), false);
+        NOTE(PAGE_OF(&r[right]), false);
+        NOTE(PAGE_OF(&r[out]), true);
         r[out++] = r[right].key < spare[left].key ? r[right++] : spare[left++];
+    }
+#ifdef TRACE
+    for (uint64_t i = left; i < half; i++) {
+        NOTE(PAGE_OF(&spare[i]), false);
+        NOTE(PAGE_OF(&r[out + i - left]), true);
+    }
+#endif
     memcpy(r + out, spare + left, (half - left) * sizeof *r);
 }
 
@@ -85,6 +108,9 @@ int main(int arguments_count, char **arguments) {
     if (records == MAP_FAILED)
         err(1, "%" PRIu64 " bytes", size);
     buffer = records + count;
+#ifdef TRACE
+    trace_open(&trace, arguments_count > 2 ? arguments[2] : NULL, "sort", (size + PAGE_BYTES - 1) / PAGE_BYTES, TRACE_ACCESSES_MAX);
+#endif
     printf("{\"ready\":%" PRIu64 "}\n", size);
     fflush(stdout);
     for (char line[64]; fgets(line, sizeof line, stdin);) {
@@ -101,5 +127,8 @@ int main(int arguments_count, char **arguments) {
         printf("{\"seconds\":%.4f,\"rate\":%.1f}\n", seconds, (double)count / seconds);
         fflush(stdout);
     }
+#ifdef TRACE
+    trace_close(&trace);
+#endif
     return 0;
 }

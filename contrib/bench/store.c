@@ -1,6 +1,7 @@
 /* store.c: a client of a Redis server on a Unix socket: one request at a time, keys by Zipf 0.99, values checked.
  *
  *     store SOCKET KEYS VALUE-BYTES
+ *     store-trace SOCKET KEYS VALUE-BYTES FILE     notes which values it asks for, for `make policy-table` (trace.h): the page where a value would lie, were all in one row
  *
  * Commands on standard input, one line of JSON each: `fill`, `run warm=S seconds=S`, `verify`, `quit`. One request in ten is a SET.
  * A value follows from key and generation; half of it is random, half repeats, so that it compresses about 2 : 1.
@@ -13,6 +14,7 @@
 
 #include "histogram.h"
 #include "order.h"
+#include "trace.h"
 #include "util.h"
 
 enum { VALUE_MAX = 64 << 10, REQUEST_MAX = VALUE_MAX + 256, SET_EVERY = 10 };
@@ -55,7 +57,19 @@ static void receive_all(char *bytes, size_t count) {
     }
 }
 
+/* What a key takes in Redis beside its value, about. */
+enum { KEY_BYTES = 370 };
+
+/* Where the value of a key would lie. */
+static void note(uint32_t key, bool write) {
+    uint64_t bytes = value_bytes + KEY_BYTES, first = key * bytes / PAGE_BYTES, last = ((key + 1) * bytes - 1) / PAGE_BYTES;
+    for (uint64_t page = first; page <= last; page++)
+        NOTE(page, write);
+    (void)write;
+}
+
 static void set(uint32_t key) {
+    note(key, true);
     static char request[REQUEST_MAX] __attribute__((aligned(8))), value[VALUE_MAX] __attribute__((aligned(8))), answer[5];
     value_make(value, key, ++generation[key]);
     int head = snprintf(request, sizeof request, "*3\r\n$3\r\nSET\r\n$14\r\nkey:%010u\r\n$%u\r\n", key, value_bytes);
@@ -68,6 +82,7 @@ static void set(uint32_t key) {
 }
 
 static void get(uint32_t key) {
+    note(key, false);
     static char request[128], answer[REQUEST_MAX], value[VALUE_MAX] __attribute__((aligned(8)));
     send_all(request, (size_t)snprintf(request, sizeof request, "*2\r\n$3\r\nGET\r\n$14\r\nkey:%010u\r\n", key));
     char head[24];
@@ -108,6 +123,9 @@ static void run(double warm, double seconds) {
 }
 
 int main(int count, char **arguments) {
+#ifdef TRACE
+    const char *trace_file = count == 5 ? arguments[--count] : NULL;
+#endif
     if (count != 4)
         errx(2, "store SOCKET KEYS VALUE-BYTES");
     struct sockaddr_un address = {.sun_family = AF_UNIX};
@@ -117,6 +135,9 @@ int main(int count, char **arguments) {
     generation = calloc(keys, sizeof *generation);
     if (!generation || value_bytes % 128 || value_bytes > VALUE_MAX)
         errx(2, "%u keys, values of %u bytes (a multiple of 128)", keys, value_bytes);
+#ifdef TRACE
+    trace_open(&trace, trace_file, "store", ((uint64_t)keys * (value_bytes + KEY_BYTES) + PAGE_BYTES - 1) / PAGE_BYTES, TRACE_ACCESSES_MAX);
+#endif
     order_tables_make(&tables, keys, salt);
     order_start(&order, &tables, PATTERN_ZIPF, 0, 1, salt);
     server = socket(AF_UNIX, SOCK_STREAM, 0);
@@ -140,5 +161,8 @@ int main(int count, char **arguments) {
             break;
         fflush(stdout);
     }
+#ifdef TRACE
+    trace_close(&trace);
+#endif
     return 0;
 }

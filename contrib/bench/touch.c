@@ -1,6 +1,7 @@
 /* touch.c: touches memory in a given order, checks what it holds, and says how long each touch took.
  *
  *     touch --kind memdevd|floor|anonymous|memfd --size 1G [--socket S --vm ID] [--file F] [--seed N]
+ *     touch-trace … --trace FILE     notes the touches of one thread for `make policy-table` (trace.h)
  *
  * It maps the memory, prints {"ready":…} and then obeys commands on standard input, one a line, each answered by one line of
  * JSON. So the driver can read counters, or order a page-out, between two steps, and one filled memory serves many runs.
@@ -29,6 +30,7 @@
 #include "histogram.h"
 #include "memory.h"
 #include "order.h"
+#include "trace.h"
 
 enum { WORDS_PER_TOUCH = 6, WHOLE_PAGE_EVERY = 64, SLOW_NANOSECONDS = 8000 };
 
@@ -64,6 +66,7 @@ static volatile uint64_t *page_words(uint32_t page) { return (volatile uint64_t 
 /** Returns how long the first access took. */
 static uint64_t touch(uint32_t page, bool write, uint64_t salt, uint64_t *end) {
     volatile uint64_t *words = page_words(page);
+    NOTE(page, write);
     uint64_t begin = now_nanoseconds();
     if (write)
         words[0] = content_value(seed, page, generation[page], 0); /* the value that is there: a page that comes in half old would show */
@@ -256,7 +259,12 @@ static void lost_page(int signal) {
 
 int main(int count, char **arguments) {
     static const struct option long_options[] = {{"kind", 1, 0, 'k'}, {"size", 1, 0, 's'}, {"socket", 1, 0, 'S'}, {"vm", 1, 0, 'v'},
-                                                 {"file", 1, 0, 'f'}, {"seed", 1, 0, 'r'}, {0}};
+                                                 {"file", 1, 0, 'f'}, {"seed", 1, 0, 'r'},
+#ifdef TRACE
+                                                 {"trace", 1, 0, 't'},
+#endif
+                                                 {0}};
+    const char *trace_file = NULL;
     struct memory_options options = {.kind = "anonymous", .size = 1ull << 30, .vm = "bench", .file = "floor.pages"};
     for (int option; (option = getopt_long(count, arguments, "", long_options, NULL)) != -1;)
         switch (option) {
@@ -266,6 +274,7 @@ int main(int count, char **arguments) {
         case 'v': options.vm = optarg; break;
         case 'f': options.file = optarg; break;
         case 'r': seed = strtoull(optarg, NULL, 10); break;
+        case 't': trace_file = optarg; break;
         default: return 2;
         }
     pages = (uint32_t)(options.size / PAGE_BYTES);
@@ -274,6 +283,11 @@ int main(int count, char **arguments) {
     if (!generation)
         err(1, "%u generations", pages);
     memset(generation, 0, sizeof *generation * pages);
+#ifdef TRACE
+    trace_open(&trace, trace_file, "touch", pages, TRACE_ACCESSES_MAX);
+#else
+    (void)trace_file;
+#endif
     signal(SIGBUS, lost_page);
     memory_open(&memory, &options);
     printf("{\"ready\":%" PRIu64 "}\n", memory.size);
@@ -283,6 +297,10 @@ int main(int count, char **arguments) {
         struct run run;
         if (strncmp(line, "run ", 4) == 0) {
             parse_run(line + 4, &run);
+#ifdef TRACE
+            if (run.threads != 1)
+                errx(1, "run: a trace has one thread");
+#endif
             do_run(&run);
         } else if (strcmp(line, "fill\n") == 0)
             do_fill();
@@ -295,6 +313,9 @@ int main(int count, char **arguments) {
         else
             errx(1, "no such command: %s", line);
     }
+#ifdef TRACE
+    trace_close(&trace);
+#endif
     memory_close(&memory);
     return 0;
 }
