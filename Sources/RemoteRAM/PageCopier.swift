@@ -5,7 +5,7 @@ package import Kernel
 ///
 /// A copy may be older than the page when it is taken; the dirty log then has the page, or gets it by the next scan. While a page could still be the target of
 /// an I/O of the VMM (rule R4: its last report is younger than the grace time), a copy is provisional: who takes it must compare the page when it is quiet.
-/// Concurrency: belongs to the migration thread.
+/// Concurrency: belongs to one thread of the migration at a time; several may copy from one device.
 package final class PageCopier {
     package let pageCount: UInt64
     package let table: PageTable
@@ -75,6 +75,9 @@ package final class PageCopier {
         core.waitForDiscards()
         judgement = core.quiet.judgement()
     }
+
+    /// What is quiet is judged as of the other's last scan.
+    package func judge(as other: PageCopier) { judgement = other.judgement }
 
     /// While the VMM stands still and has no I/O in flight (rule R13), nothing is paged out; what was on its way out is back when this returns.
     package func setHolding(_ hold: Bool) {
