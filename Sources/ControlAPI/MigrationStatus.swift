@@ -49,7 +49,8 @@ public struct MigrationStatus: Codable, Sendable, Equatable {
         vm: String, direction: Direction, peer: String, state: String, epoch: UInt64 = 0, round: UInt32 = 0, done: UInt64 = 0, total: UInt64 = 0,
         toDRAM: UInt64 = 0, toSSD: UInt64 = 0, zero: UInt64 = 0, onWire: UInt64 = 0, bytesPerSecond: UInt64 = 0, left: UInt64 = 0,
         downtimeEstimate: Double = 0, isFlat: Bool = false, lastPass: Double = 0, lastPassBytes: UInt64 = 0, granted: UInt64 = 0, duration: Double = 0,
-        vmm: String = "absent", listensAt: String? = nil, isPostCopy: Bool? = nil, fetched: UInt64? = nil, streams: Int? = nil, confirmed: Bool = false, error: String? = nil
+        vmm: String = "absent", listensAt: String? = nil, isPostCopy: Bool? = nil, fetched: UInt64? = nil, streams: Int? = nil, confirmed: Bool = false,
+        error: String? = nil
     ) {
         self.vm = vm
         self.direction = direction

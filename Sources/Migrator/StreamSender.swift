@@ -49,6 +49,9 @@ final class StreamSender: @unchecked Sendable {
     /// Room for a run that is only compared.
     private let scratch: UnsafeMutableRawPointer
     private var results: [PageCopier.Copy] = []
+    /// Made by the thread that uses it, when there is something on the SSD.
+    private var slots: SlotReader?
+    private var slotResults: [(page: PageIndex, copy: PageCopier.Copy)] = []
     private let memory: Mapping
     private let shown = Mutex(Progress())
 
@@ -102,6 +105,16 @@ final class StreamSender: @unchecked Sendable {
     /// After a scan, except for the first one. What was found to send has been handed to the connection when it returns.
     func run(_ pass: Pass, _ between: Between) throws(MigrationFailure) {
         self.pass = pass
+        do throws(MigrationFailure) {
+            try perform(pass, between)
+        } catch {
+            // What is still being read is waited for here: a ring belongs to its thread.
+            slots = nil
+            throw error
+        }
+    }
+
+    private func perform(_ pass: Pass, _ between: Between) throws(MigrationFailure) {
         switch pass {
         case .first: try copyAll(between)
         case .round:
@@ -232,7 +245,7 @@ final class StreamSender: @unchecked Sendable {
                 throw .local("\(PageCopier.Failure.poisoned(page))")
             case .ssd:
                 while end < pages.upperBound, end - page < UInt64(PagesHead.pagesMax), copier.place(of: end) == .ssd { end += 1 }
-                try send(PageRange(page, end), fromSSD: true, toDRAM: false, isFinal: true, between)
+                try sendSlots(PageRange(page, end), between)
             case .dram:
                 end = try copyResident(page, pages.upperBound, between)
             }
@@ -258,7 +271,7 @@ final class StreamSender: @unchecked Sendable {
         }
         guard let kind else { return start + 1 }
         if kind.isFinal || takesUnquiet {
-            try send(PageRange(start, end), fromSSD: false, toDRAM: kind.toDRAM, isFinal: kind.isFinal, between)
+            try send(PageRange(start, end), toDRAM: kind.toDRAM, isFinal: kind.isFinal, between)
         } else {
             // A copy would be provisional (rule R4): later, when there may be nothing left to compare.
             for page in start..<end { device.table.dirtyLog.set(page) }
@@ -274,14 +287,14 @@ final class StreamSender: @unchecked Sendable {
 
     // MARK: Sending
 
-    private func send(_ run: PageRange, fromSSD: Bool, toDRAM: Bool, isFinal: Bool, _ between: Between) throws(MigrationFailure) {
+    private func send(_ run: PageRange, toDRAM: Bool, isFinal: Bool, _ between: Between) throws(MigrationFailure) {
         var run = run
         while !run.isEmpty {
             if (toDRAM ? dram.room : cold.room) == 0 { try toDRAM ? flush(&dram, between) : flush(&cold, between) }
             let piece = PageRange(run.start, min(run.end, run.start + (toDRAM ? dram.room : cold.room)))
             let target = unsafe toDRAM ? dram.end : cold.end
             do throws(PageCopier.Failure) {
-                if fromSSD { try unsafe copier.copySlots(piece, into: target, &results) } else { try unsafe copier.copyResident(piece, into: target, &results) }
+                try unsafe copier.copyResident(piece, into: target, &results)
             } catch {
                 throw .local("VM \(device.name): \(error)")
             }
@@ -308,6 +321,39 @@ final class StreamSender: @unchecked Sendable {
         }
     }
 
+    /// What is on the SSD stays on the SSD. Several buffers are read ahead while the oldest is sent.
+    private func sendSlots(_ run: PageRange, _ between: Between) throws(MigrationFailure) {
+        let reader: SlotReader
+        if let slots {
+            reader = slots
+        } else {
+            do throws(Errno) { reader = try SlotReader(device, copier) } catch { throw .local("no buffers to read the SSD with: \(error)") }
+            slots = reader
+        }
+        var run = run
+        while !run.isEmpty {
+            if reader.isFull { try sendOldest(reader, between) }
+            run.start += reader.add(run)
+        }
+    }
+
+    private func sendOldest(_ reader: SlotReader, _ between: Between) throws(MigrationFailure) {
+        let buffer: (index: Int, memory: UnsafeMutableRawPointer)
+        do throws(PageCopier.Failure) { buffer = try unsafe reader.takeOldest(&slotResults) } catch { throw .local("VM \(device.name): \(error)") }
+        defer { reader.giveBack(buffer.index) }
+        var kept: [MovedPage] = []
+        kept.reserveCapacity(slotResults.count)
+        for (index, result) in slotResults.enumerated() {
+            provisional.remove(result.page)
+            guard case .content(let checksum, let heat, _) = result.copy else { continue }
+            if kept.count < index { unsafe (buffer.memory + kept.count * pageBytes).copyMemory(from: buffer.memory + index * pageBytes, byteCount: pageBytes) }
+            kept.append(MovedPage(page: result.page, checksum: checksum, heat: heat))
+        }
+        let looked = UInt64(slotResults.count)
+        shown.withLock { $0.pagesDone += looked }
+        if !kept.isEmpty { try unsafe send(PagesHead(place: .ssd, entries: kept), buffer.memory, between) }
+    }
+
     private func flush(_ batch: inout Batch, _ between: Between) throws(MigrationFailure) {
         if batch.entries.isEmpty { return }
         // Pages that have become zero have made room that this batch may need: the destination must hear of them first.
@@ -315,9 +361,13 @@ final class StreamSender: @unchecked Sendable {
         // Ascending is what the frame promises, and passes go upwards.
         let head = PagesHead(place: batch.place, entries: batch.entries)
         batch.entries.removeAll(keepingCapacity: true)
-        try unsafe link.send(head, content: batch.memory)
+        try unsafe send(head, batch.memory, between)
+    }
+
+    private func send(_ head: PagesHead, _ content: UnsafeRawPointer, _ between: Between) throws(MigrationFailure) {
+        try unsafe link.send(head, content: content)
         for entry in head.entries {
-            if batch.place == .dram {
+            if head.place == .dram {
                 isResidentThere.insert(entry.page)
                 isColdThere.remove(entry.page)
             } else {
@@ -325,7 +375,7 @@ final class StreamSender: @unchecked Sendable {
                 isResidentThere.remove(entry.page)
             }
         }
-        let (count, isToDRAM) = (UInt64(head.entries.count), batch.place == .dram)
+        let (count, isToDRAM) = (UInt64(head.entries.count), head.place == .dram)
         shown.withLock { progress in
             if isToDRAM { progress.residentPages += count } else { progress.ssdPages += count }
             progress.bytesSent = link.bytesSent
@@ -369,6 +419,7 @@ final class StreamSender: @unchecked Sendable {
     private func flush(_ between: Between) throws(MigrationFailure) {
         try flush(&dram, between)
         try flush(&cold, between)
+        while let slots, !slots.isEmpty { try sendOldest(slots, between) }
         try flushZeros()
         shown.withLock { $0.bytesSent = link.bytesSent }
     }

@@ -142,9 +142,7 @@ package final class PageCopier {
 
     /// Copies a run that was on the SSD, from its slots. The buffer is page-aligned.
     package func copySlots(_ run: PageRange, into buffer: UnsafeMutableRawPointer, _ results: inout [Copy]) throws(Failure) {
-        results.removeAll(keepingCapacity: true)
-        var before: [PageEntry] = []
-        for page in run.start..<run.end { before.append(table[page]) }
+        let before = entries(of: run)
         do throws(Errno) {
             if let injected = device.injectDiskResult?(.read, run), injected < 0 { throw Errno(-injected) }
             let got = try unsafe device.swapBox.file.descriptor.read(into: UnsafeMutableRawBufferPointer(start: buffer, count: Int(run.bytes)), at: run.offset)
@@ -152,6 +150,14 @@ package final class PageCopier {
         } catch {
             throw .unreadable(run.start, error)
         }
+        try unsafe judgeSlots(run, before, at: buffer, &results)
+    }
+
+    func entries(of run: PageRange) -> [PageEntry] { (run.start..<run.end).map { table[$0] } }
+
+    /// Makes what was read from the slots of a run the pages' content, in place. `before`: the entries when the read began.
+    func judgeSlots(_ run: PageRange, _ before: [PageEntry], at buffer: UnsafeMutableRawPointer, _ results: inout [Copy]) throws(Failure) {
+        results.removeAll(keepingCapacity: true)
         for page in run.start..<run.end {
             let at = unsafe buffer + Int((page - run.start) << pageShift)
             let old = before[Int(page - run.start)]

@@ -350,7 +350,9 @@ final class Migrations: Sendable {
             let figures = incoming.figures
             if figures.isSurvey {
                 self.remove(incoming)
-                return logger.info("a connection of \(peer.text) has ended: \(figures.error ?? "it was a question, a further stream of a migration, or memory that follows a VM")")
+                return logger.info(
+                    "a connection of \(peer.text) has ended: \(figures.error ?? "it was a question, a further stream of a migration, or memory that follows a VM")"
+                )
             }
             let text = figures.state == .done ? "the VM is here now" : "nothing has come: \(figures.error ?? "")"
             logger.notice("migration from \(peer.text) has ended: \(text)", metadata: ["vm": "\(incoming.vm ?? "")"])

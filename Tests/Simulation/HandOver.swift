@@ -611,7 +611,9 @@ final class HandOver {
             if place == .destination { fail("the destination forgets the VM that runs there") }
             if let device = connection.device {
                 device.roll.abandon()
-                for other in connections where other.stream != nil && other.device === device { other.toDestination = Lane(past: other.toDestination.past, isEnded: true) }
+                for other in connections where other.stream != nil && other.device === device {
+                    other.toDestination = Lane(past: other.toDestination.past, isEnded: true)
+                }
                 if device === self.device { self.device = nil }
             }
             connection.device = nil
