@@ -59,6 +59,7 @@ package final class ArrivingStreams: Sendable {
         while state.withLock({ !$0.present.isEmpty }) { bell.wait(milliseconds: 100) }
     }
 
+    var joinedCount: Int { state.withLock { $0.roll.members.count } }
     var counts: Counts { state.withLock { $0.counts } }
     func count(_ change: (inout Counts) -> Void) { state.withLock { change(&$0.counts) } }
 

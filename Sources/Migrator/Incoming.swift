@@ -238,7 +238,9 @@ private final class Receiver {
             figures.error = failure.description
         }
         var shown = figures
-        if let counts = arrival?.streams.counts {
+        if let streams = arrival?.streams {
+            let counts = streams.counts
+            shown.streams = 1 + streams.joinedCount
             shown.residentPages += counts.residentPages
             shown.ssdPages += counts.ssdPages
             shown.zeroPages += counts.zeroPages

@@ -2,8 +2,9 @@
 ///
 ///      (absent) ─join▶ settled ─pages, zeros▶ moving ─ROUND, flushed▶ settled …      left: its connection has ended
 ///
-/// The connection with PREPARE says when a round or all of it is over. It may do so only when every other stream is settled: what it brought is where it belongs, and the source has
-/// been told so. So no page can be overtaken by an older copy of itself: between two such moments a page travels over one stream only.
+/// The connection with PREPARE says when a round or all of it is over. The source does so when it has heard from every other stream that what it brought is where it belongs; so no page
+/// is overtaken by an older copy of itself: between two such moments a page travels over one stream only. Here what is known to be otherwise is refused; what is still on its way
+/// cannot be seen from here.
 package struct StreamRoll: Equatable, Sendable {
     package enum Member: Equatable, Sendable {
         case settled, moving

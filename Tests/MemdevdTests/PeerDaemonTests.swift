@@ -94,9 +94,15 @@ extension FaultInjection {
             #expect(try join(hosts, as: "a", epoch: epoch, stream: 15).text == "joined")
             // The last one has gone with its connection: the migration cannot go on.
             first.link.cut()
-            try main.send(.round(0))
             var word = ""
-            while case .message(let message)? = try main.receive() { if case .refused(let text) = message { word = text } }
+            var round: UInt32 = 0
+            // Its thread over there notices when it notices.
+            while word.isEmpty, round < 100_000 {
+                try main.send(.round(round))
+                guard case .message(let message)? = try main.receive() else { break }
+                if case .refused(let text) = message { word = text }
+                round += 1
+            }
             #expect(word.contains("of the migration has ended"), "\(word)")
             #expect(eventually { (try? hosts.vms(hosts.b).isEmpty) == true })
             #expect(try join(hosts, as: "a", epoch: epoch).text.contains("VM vm is not coming here"))
