@@ -108,6 +108,26 @@ extension FaultInjection {
             #expect(try join(hosts, as: "a", epoch: epoch).text.contains("VM vm is not coming here"))
         }
 
+        @Test("A VM moves over as many streams as are asked for, through TLS; both hosts say how many; numbers that cannot be are refused") func streams()
+            throws
+        {
+            let hosts = try TwoHosts()
+            let vm = try RunningVM("vm", hosts.a)
+            vm.fill(PageRange(0, 3000), seed: 1)
+            let there = try RunningVM("vm", hosts.b)
+            for wrong in ["0", "17"] {
+                let refused = try hosts.a.control(["migrate", "vm", "b", "--streams", wrong])
+                #expect(refused.status == 1 && refused.output.contains("\(wrong) streams are not possible, 1 to 16 are"), "\(refused)")
+            }
+            #expect(try hosts.a.control(["migrate", "vm", "b", "--streams", "4"]).status == 0, "\(hosts.a.log)\n\(hosts.b.log)")
+            #expect(try hosts.migration()?.streams == 4)
+            let arriving = try JSONLine.decode([MigrationStatus].self, from: Array(try hosts.b.control(["migrations", "--json"]).output.utf8))
+            #expect(arriving.count == 1 && arriving.first?.streams == 4, "\(arriving)")
+            for order in ["--finish", "--commit"] { #expect(try hosts.a.control(["migrate", "vm", order]).status == 0) }
+            #expect(there.firstWrong(PageRange(0, 3000), seed: 1) == nil)
+            #expect(!hosts.a.log.contains("signal 31") && !hosts.b.log.contains("signal 31"))
+        }
+
         @Test("A dry run says what would go where and how long that takes, and leaves nothing behind") func dryRun() throws {
             let hosts = try TwoHosts(forB: ["--default-budget", "8MiB"])
             let vm = try RunningVM("vm", hosts.a)
