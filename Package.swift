@@ -72,6 +72,8 @@ let package = Package(
         .testTarget(name: "RemoteRAMTests", dependencies: ["RemoteRAM", "TraceFormat", "TestSupport", "test-vmm"], swiftSettings: swift),
         .testTarget(name: "MemDeviceServerTests", dependencies: ["MemDeviceServer", "TestSupport", "test-vmm"], swiftSettings: swift),
         .testTarget(name: "MigratorTests", dependencies: ["Migrator", "TestSupport", "test-vmm"], swiftSettings: swift),
+        // Measures the data path of a migration (docs/benchmarks.md).
+        .executableTarget(name: "move-rate", dependencies: ["Migrator", "TestSupport"], path: "Tests/MoveRate", swiftSettings: swift),
         .testTarget(name: "KeeperTests", dependencies: ["Keeper", "TestSupport", "test-vmm", "test-keeper"], swiftSettings: swift),
         .executableTarget(name: "test-keeper", dependencies: ["Keeper"], path: "Tests/TestKeeper", swiftSettings: swift),
         .testTarget(name: "ControlAPITests", dependencies: ["ControlAPI"], swiftSettings: swift),

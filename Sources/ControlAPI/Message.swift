@@ -51,6 +51,8 @@ public struct ControlRequest: Codable, Sendable, Equatable {
     public var stallMicroseconds: UInt64?
     /// With `migrate`: atOnce, ifNeeded, or never (as without it).
     public var postCopy: String?
+    /// With `migrate`: connections for pages.
+    public var streams: Int?
     /// Parts of an answer.
     public var buckets: Int?
     public var percent: Int?

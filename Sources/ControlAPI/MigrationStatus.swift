@@ -43,6 +43,8 @@ public struct MigrationStatus: Codable, Sendable, Equatable {
     public var isPostCopy: Bool?
     /// What somebody over there waited for.
     public var fetched: UInt64?
+    /// Connections that carry pages; nil from a memdevd that has one.
+    public var streams: Int?
     /// With `done`: the destination has said so.
     public var confirmed: Bool
     public var error: String?
@@ -51,7 +53,8 @@ public struct MigrationStatus: Codable, Sendable, Equatable {
         vm: String, direction: Direction, peer: String, state: String, epoch: UInt64 = 0, round: UInt32 = 0, done: UInt64 = 0, total: UInt64 = 0,
         toDRAM: UInt64 = 0, toSSD: UInt64 = 0, zero: UInt64 = 0, onWire: UInt64 = 0, bytesPerSecond: UInt64 = 0, left: UInt64 = 0,
         downtimeEstimate: Double = 0, isFlat: Bool = false, lastPass: Double = 0, lastPassBytes: UInt64 = 0, granted: UInt64 = 0, duration: Double = 0,
-        vmm: String = "absent", listensAt: String? = nil, isPostCopy: Bool? = nil, fetched: UInt64? = nil, confirmed: Bool = false, error: String? = nil
+        vmm: String = "absent", listensAt: String? = nil, isPostCopy: Bool? = nil, fetched: UInt64? = nil, streams: Int? = nil, confirmed: Bool = false,
+        error: String? = nil
     ) {
         self.vm = vm
         self.direction = direction
@@ -77,6 +80,7 @@ public struct MigrationStatus: Codable, Sendable, Equatable {
         self.listensAt = listensAt
         self.isPostCopy = isPostCopy
         self.fetched = fetched
+        self.streams = streams
         self.confirmed = confirmed
         self.error = error
     }

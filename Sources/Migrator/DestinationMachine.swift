@@ -3,6 +3,7 @@
 ///      new ─HELLO▶ greeted ─PREPARE▶ preparing ─prepared▶ receiving ─FINISH▶ finishing ─finished▶ ready ─COMMIT▶ committed
 ///
 ///      greeted ─RESUME▶ streaming: the rest of a VM that runs here (`PostCopyDestination`)
+///      greeted ─JOIN▶ streaming: one more stream of pages of a migration that another connection has prepared (`JoinedStream`); only if HELLO said `streams`
 ///      greeted ─PROBE▶ probed: only asked (`Survey`); nothing is made, and the end of the connection is the end
 ///
 /// Until READY is sent, whatever ends the connection makes the destination forget what has come. From READY on it serves the VM whatever happens to the connection:
@@ -44,6 +45,8 @@ package struct DestinationMachine: Equatable, Sendable {
         case away
         /// Take what is still to come over this connection, until its end.
         case stream(Message.Resume)
+        /// The same, of a migration that is being received over another connection.
+        case join(Message.Join)
         case flush(round: UInt32)
         case look
         /// Check that these are the pages that are here, and serve the VMM that is attached.
@@ -57,6 +60,7 @@ package struct DestinationMachine: Equatable, Sendable {
     package private(set) var state = State.new
     private let host: String
     private var source = ""
+    private var features: Message.Features = []
 
     package init(host: String) { self.host = host }
 
@@ -95,10 +99,11 @@ package struct DestinationMachine: Equatable, Sendable {
         switch (state, message) {
         case (.ended, _), (.committed, _), (.surveyed, _):
             return []
-        case (.new, .hello(let host)):
+        case (.new, .hello(let host, let features)):
             state = .greeted
             source = host
-            return [.send(.welcome(host: self.host))]
+            self.features = features.intersection(.known)
+            return [.send(.welcome(host: self.host, features: self.features))]
         case (.greeted, .prepare(let prepare)):
             state = .preparing(prepare)
             return [.prepare(prepare, from: source)]
@@ -108,6 +113,10 @@ package struct DestinationMachine: Equatable, Sendable {
         case (.greeted, .resume(let resume)):
             state = .streaming
             return [.stream(resume)]
+        case (.greeted, .join(let join)):
+            guard features.contains(.streams) else { return broken("JOIN without the feature") }
+            state = .streaming
+            return [.join(join)]
         case (.probed(let filler), .filler(let bytes)):
             let total = filler + UInt64(bytes.count)
             guard total <= Message.fillerTotalMax else { return broken("\(total) bytes of filler") }

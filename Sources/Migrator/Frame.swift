@@ -26,6 +26,7 @@ package struct Frame: Equatable, Sendable {
         case resume = 14
         case sent = 15
         case lost = 16
+        case join = 17
         // From the destination.
         case welcome = 33
         case prepared = 34
@@ -38,6 +39,7 @@ package struct Frame: Equatable, Sendable {
         case filled = 41
         case wanted = 42
         case fetch = 43
+        case joined = 44
 
         package var isFromSource: Bool { rawValue < 32 }
     }

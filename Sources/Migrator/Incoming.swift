@@ -16,6 +16,8 @@ package protocol MigrationTarget: Sendable {
     func finish(_ vm: String, _ device: MemoryDevice, epoch: UInt64, awaits: Bool) throws(MigrationFailure)
     /// The device whose memory follows its VM; nil: nothing of it is awaited any more. Throws when it does not come from there, or not in this epoch.
     func resume(_ resume: Message.Resume, epoch: UInt64) throws(MigrationFailure) -> MemoryDevice?
+    /// What another connection receives of the VM in this epoch, for one more stream. Throws when nothing does, or it comes from somewhere else.
+    func join(_ join: Message.Join, epoch: UInt64) throws(MigrationFailure) -> Arrival
     /// Nothing is awaited any more.
     func arrived(_ vm: String, _ device: MemoryDevice)
     /// What has come is not wanted.
@@ -25,10 +27,13 @@ package protocol MigrationTarget: Sendable {
 package struct Arrival: Sendable {
     package var device: MemoryDevice
     package var grant: Message.Grant
+    /// Those that join.
+    package let streams: ArrivingStreams
 
-    package init(device: MemoryDevice, grant: Message.Grant) {
+    package init(device: MemoryDevice, grant: Message.Grant) throws(MigrationFailure) {
         self.device = device
         self.grant = grant
+        do throws(Errno) { streams = try ArrivingStreams() } catch { throw .local("no descriptor for a migration: \(error)") }
     }
 }
 
@@ -90,8 +95,8 @@ private final class Receiver {
     private var figures = MigrationFigures()
     private var vm: String?
     private var device: MemoryDevice?
-    private var pages: ReceivedPages?
-    private var grant: UInt64 = 0
+    private var arrival: Arrival?
+    private var pages: PageReceiver?
     private var isClosed = false
     private var zeros: [PageRange] = []
     private var away: [PageRange] = []
@@ -146,17 +151,23 @@ private final class Receiver {
                 return .judged(target.judge(prepare, from: from))
             case .place(let head): try place(head)
             case .zeros:
-                for run in zeros { try io { pages throws(Errno) in try pages.zeros(run) } }
+                try receiver().zeros(zeros)
                 figures.zeroPages += zeros.reduce(0) { $0 + $1.count }
-            case .away: for run in away { try io { pages throws(Errno) in try pages.away(run) } }
+            case .away: try receiver().away(away)
             case .stream(let resume):
                 figures.isSurvey = true
                 publish()
                 try PostCopyDestination(link: link, resume: resume, target: target).run()
                 isClosed = true
+            case .join(let join):
+                figures.isSurvey = true
+                publish()
+                try JoinedStream(link: link, join: join, target: target).run()
+                isClosed = true
             case .flush(let round):
                 figures.round = round
-                try io { pages throws(Errno) in try pages.flush() }
+                try receiver().flush()
+                try arrival?.streams.checkSettled()
                 return .flushed(round, target.vmm(of: vm ?? ""))
             case .look: return .vmm(target.vmm(of: vm ?? ""))
             case .finish(let totals):
@@ -164,6 +175,7 @@ private final class Receiver {
                 return .finished
             case .commit: figures.confirmed = true
             case .forget:
+                arrival?.streams.abandon()
                 pages = nil
                 if let vm, let device { target.forget(vm, device) }
                 device = nil
@@ -176,9 +188,9 @@ private final class Receiver {
         }
     }
 
-    private func io(_ body: (ReceivedPages) throws(Errno) -> Void) throws(MigrationFailure) {
+    private func receiver() throws(MigrationFailure) -> PageReceiver {
         guard let pages else { throw .local("nothing is received") }
-        do throws(Errno) { try body(pages) } catch { throw .local("the destination cannot store pages: \(error)") }
+        return pages
     }
 
     private func prepare(_ prepare: Message.Prepare, from: String) throws(MigrationFailure) -> DestinationMachine.Event {
@@ -186,37 +198,22 @@ private final class Receiver {
         let arrival = try target.prepare(prepare, from: from, epoch: link.epoch)
         vm = prepare.vm
         device = arrival.device
-        grant = arrival.grant.residentPages
-        figures.grantPages = grant
+        self.arrival = arrival
+        figures.grantPages = arrival.grant.residentPages
         figures.pagesTotal = prepare.residentPages + prepare.ssdPages
-        do throws(Errno) { pages = try ReceivedPages(arrival.device) } catch { throw .local("no buffers to receive with: \(error)") }
+        pages = try PageReceiver(arrival)
         return .prepared(arrival.grant)
     }
 
     private func place(_ head: PagesHead) throws(MigrationFailure) {
-        guard let pages, let device else { throw .local("nothing is received") }
-        let buffer = pages.takeBuffer()
-        do throws(MigrationFailure) {
-            try unsafe link.receiveContent(into: UnsafeMutableRawBufferPointer(start: buffer.memory, count: head.contentBytes))
-            if let wrong = pages.firstWrong(head.entries, buffer.index) { throw .form("page \(wrong) has another content than its checksum says") }
-        } catch {
-            pages.giveBack(buffer.index)
-            throw error
-        }
-        switch head.place {
-        case .dram:
-            try io { pages throws(Errno) in try pages.resident(head.entries, buffer.index) }
-            figures.residentPages += UInt64(head.entries.count)
-            guard device.residentPages <= grant else { throw .form("\(device.residentPages) pages for DRAM, \(grant) were granted") }
-        case .ssd:
-            try io { pages throws(Errno) in try pages.cold(head.entries, buffer.index) }
-            figures.ssdPages += UInt64(head.entries.count)
-        }
+        try receiver().place(head, from: link)
+        if head.place == .dram { figures.residentPages += UInt64(head.entries.count) } else { figures.ssdPages += UInt64(head.entries.count) }
     }
 
     private func finish(_ totals: Message.Totals) throws(MigrationFailure) {
         guard let device, let vm else { throw .local("nothing is received") }
-        try io { pages throws(Errno) in try pages.flush() }
+        try receiver().flush()
+        try arrival?.streams.finish()
         let here = Message.Totals(
             residentPages: device.residentPages, ssdPages: UInt64(device.table.ssdPages), awayPages: UInt64(device.table.peerPages))
         guard here == totals else {
@@ -240,7 +237,15 @@ private final class Receiver {
             figures.state = .failed
             figures.error = failure.description
         }
-        figures.pagesDone = min(figures.pagesTotal, figures.residentPages + figures.ssdPages)
-        show(figures, vm)
+        var shown = figures
+        if let streams = arrival?.streams {
+            let counts = streams.counts
+            shown.streams = 1 + streams.joinedCount
+            shown.residentPages += counts.residentPages
+            shown.ssdPages += counts.ssdPages
+            shown.zeroPages += counts.zeroPages
+        }
+        shown.pagesDone = min(shown.pagesTotal, shown.residentPages + shown.ssdPages)
+        show(shown, vm)
     }
 }

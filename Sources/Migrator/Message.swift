@@ -3,7 +3,7 @@ package import RemoteRAM
 /// Everything on the peer link but the contents of pages (`PagesHead`).
 package enum Message: Equatable, Sendable {
     // From the source.
-    case hello(host: String)
+    case hello(host: String, features: Features = [])
     case prepare(Prepare)
     /// All zeros from now on; ascending, without overlap.
     case zeros([PageRange])
@@ -26,8 +26,11 @@ package enum Message: Equatable, Sendable {
     case sent
     /// These pages cannot be read (a disk error): nobody has them.
     case lost([PageRange])
+    /// One more connection of a migration that has been prepared, for pages.
+    case join(Join)
     // From the destination.
-    case welcome(host: String)
+    /// `features`: those of HELLO that this side knows too.
+    case welcome(host: String, features: Features = [])
     case prepared(Grant)
     case refused(String)
     case roundDone(UInt32, VMMState)
@@ -41,6 +44,16 @@ package enum Message: Equatable, Sendable {
     case wanted([PageRange], more: Bool)
     /// Somebody waits for these.
     case fetch([PageIndex])
+    case joined
+
+    /// What both sides of a connection can do. A bit that is not known is not answered, and so not used.
+    package struct Features: OptionSet, Sendable {
+        package let rawValue: UInt64
+        package init(rawValue: UInt64) { self.rawValue = rawValue }
+        /// A migration may have several connections for pages (JOIN).
+        package static let streams = Features(rawValue: 1)
+        package static let known: Features = [.streams]
+    }
 
     /// What is to come.
     package struct Prepare: Equatable, Sendable {
@@ -129,6 +142,20 @@ package enum Message: Equatable, Sendable {
         }
     }
 
+    /// One more connection of a migration. The frame's epoch says of which one.
+    package struct Join: Equatable, Sendable {
+        package var vm: String
+        package var pageCount: UInt64
+        /// Which of the streams: 1 to `streamsMax` - 1. The connection with PREPARE is stream 0.
+        package var stream: UInt32
+
+        package init(vm: String, pageCount: UInt64, stream: UInt32) {
+            self.vm = vm
+            self.pageCount = pageCount
+            self.stream = stream
+        }
+    }
+
     /// The VMM at the destination.
     package enum VMMState: Equatable, Sendable {
         case absent
@@ -143,6 +170,8 @@ package enum Message: Equatable, Sendable {
     package static let fillerTotalMax: UInt64 = 4 << 30
     package static let rangesMax = 4000
     package static let fetchMax = 64
+    /// Connections of one migration that carry pages. Each costs either side a thread and some MiB of buffers.
+    package static let streamsMax = 16
     package static let textBytesMax = 1024
     static let nameBytesMax = 255
     /// 16 TiB with room to spare; what is really possible says the destination.
@@ -174,17 +203,18 @@ package enum Message: Equatable, Sendable {
         case .resume: .resume
         case .sent: .sent
         case .lost: .lost
+        case .join: .join
         case .wanted: .wanted
         case .fetch: .fetch
+        case .joined: .joined
         }
     }
 
     package var payload: [UInt8] {
         var writer = FieldWriter()
         switch self {
-        case .hello(let host), .welcome(let host):
-            // Features: none yet.
-            writer.u64(0)
+        case .hello(let host, let features), .welcome(let host, let features):
+            writer.u64(features.rawValue)
             writer.text(host, bytesMax: Self.nameBytesMax)
         case .prepare(let prepare), .probe(let prepare):
             for value in [prepare.pageCount, prepare.residentPages, prepare.ssdPages, prepare.budgetPages] { writer.u64(value) }
@@ -204,6 +234,11 @@ package enum Message: Equatable, Sendable {
             writer.u32(resume.stream.rawValue)
             writer.u32(0)
             writer.text(resume.vm, bytesMax: Self.nameBytesMax)
+        case .join(let join):
+            writer.u64(join.pageCount)
+            writer.u32(join.stream)
+            writer.u32(0)
+            writer.text(join.vm, bytesMax: Self.nameBytesMax)
         case .round(let round):
             writer.u32(round)
             writer.u32(0)
@@ -229,7 +264,7 @@ package enum Message: Equatable, Sendable {
             writer.text(offer.refusal, bytesMax: Self.textBytesMax)
         case .filled(let bytes):
             writer.u64(bytes)
-        case .commit, .alive, .ready, .committed, .fillEnd, .sent:
+        case .commit, .alive, .ready, .committed, .fillEnd, .sent, .joined:
             break
         }
         return writer.bytes
@@ -242,8 +277,12 @@ package enum Message: Equatable, Sendable {
         }
         var reader = FieldReader(payload)
         switch kind {
-        case .hello: self = .hello(host: try Self.host(&reader))
-        case .welcome: self = .welcome(host: try Self.host(&reader))
+        case .hello:
+            let features = Features(rawValue: try reader.u64())
+            self = .hello(host: try reader.text(bytesMax: Self.nameBytesMax), features: features)
+        case .welcome:
+            let features = Features(rawValue: try reader.u64())
+            self = .welcome(host: try reader.text(bytesMax: Self.nameBytesMax), features: features)
         case .prepare: self = .prepare(try Self.prepare(&reader))
         case .zeros: self = .zeros(try Self.ranges(&reader, "zeros").ranges)
         case .away: self = .away(try Self.ranges(&reader, "pages that are away").ranges)
@@ -253,6 +292,8 @@ package enum Message: Equatable, Sendable {
             self = .wanted(ranges, more: flag == 1)
         case .fetch: self = .fetch(try Self.pages(&reader))
         case .resume: self = .resume(try Self.resume(&reader))
+        case .join: self = .join(try Self.join(&reader))
+        case .joined: self = .joined
         case .sent: self = .sent
         case .round:
             self = .round(try reader.u32())
@@ -274,12 +315,6 @@ package enum Message: Equatable, Sendable {
         case .pages, .filler: throw .form("\(kind) is no message of fields")
         }
         try reader.end()
-    }
-
-    private static func host(_ reader: inout FieldReader) throws(MigrationFailure) -> String {
-        let features = try reader.u64()
-        guard features == 0 else { throw .form("features 0x\(String(features, radix: 16)), which this memdevd does not know") }
-        return try reader.text(bytesMax: nameBytesMax)
     }
 
     private static func prepare(_ reader: inout FieldReader) throws(MigrationFailure) -> Prepare {
@@ -363,6 +398,17 @@ package enum Message: Equatable, Sendable {
         guard pageCount > 0, pageCount <= pagesMax else { throw .form("a VM of \(pageCount) pages") }
         guard isVMIdentifier(vm) else { throw .form("'\(vm)' is no vm-id") }
         return Resume(vm: vm, pageCount: pageCount, stream: stream)
+    }
+
+    private static func join(_ reader: inout FieldReader) throws(MigrationFailure) -> Join {
+        let pageCount = try reader.u64()
+        let stream = try reader.u32()
+        try reader.reserved()
+        let vm = try reader.text(bytesMax: nameBytesMax)
+        guard stream >= 1, stream < streamsMax else { throw .form("stream \(stream) of a migration, 1 to \(streamsMax - 1) are possible") }
+        guard pageCount > 0, pageCount <= pagesMax else { throw .form("a VM of \(pageCount) pages") }
+        guard isVMIdentifier(vm) else { throw .form("'\(vm)' is no vm-id") }
+        return Join(vm: vm, pageCount: pageCount, stream: stream)
     }
 
     private static func write(_ vmm: VMMState, _ writer: inout FieldWriter) {

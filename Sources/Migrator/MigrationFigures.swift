@@ -31,6 +31,10 @@ package struct MigrationFigures: Equatable, Sendable {
     package var lastPassPages: UInt64 = 0
     /// Room in the destination's DRAM, in pages.
     package var grantPages: UInt64 = 0
+    /// Connections that carry pages.
+    package var streams = 1
+    /// Why there are no more of them.
+    package var streamsProblem: String?
     package var vmm = Message.VMMState.absent
     package var confirmed = false
     /// Only asked, see `Survey`; or a further connection of a migration (post-copy).

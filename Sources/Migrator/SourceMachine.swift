@@ -5,6 +5,8 @@
 ///                                                                  └── copying(n+1) ◀──again / next turn── waiting
 ///      waiting ─order finish▶ finishing ─copied▶ handing ─READY▶ ready ─order commit▶ committing ─COMMITTED▶ done
 ///
+/// A destination of before the features of HELLO refuses one that has some: it is asked once more, over a new connection, without.
+///
 /// Until READY every failure, loss or order to abort ends in `failed`, and the VM has never left. In `ready` only the operator's side knows whether the VMM over there
 /// has taken over: nothing but an order leads out of it, and a lost link only makes the end unconfirmed. After `commit` there is no way back.
 package struct SourceMachine: Equatable, Sendable {
@@ -42,6 +44,8 @@ package struct SourceMachine: Equatable, Sendable {
 
     package enum Action: Equatable, Sendable {
         case send(Message)
+        /// Begin again over a new connection; `connected` follows.
+        case reconnect
         /// Send what is dirty; round 0: everything.
         case copy(round: UInt32)
         /// The VMM stands still: send all that is left.
@@ -63,14 +67,17 @@ package struct SourceMachine: Equatable, Sendable {
     /// Everything has gone once, and what is left is little or gets no less: the order to finish may come.
     package private(set) var enough = false
     private var wantsFinish = false
+    /// Offered; once the destination has answered: those of both.
+    package private(set) var features: Message.Features
     /// The connection is gone (only after READY does that not end everything).
     package private(set) var isCut = false
     /// What the destination must have in the end; set before the last `copied`.
     package var totals = Message.Totals(residentPages: 0, ssdPages: 0)
 
-    package init(host: String, prepare: Message.Prepare) {
+    package init(host: String, prepare: Message.Prepare, features: Message.Features = []) {
         self.host = host
         self.prepare = prepare
+        self.features = features
     }
 
     /// Of a process that has died when the destination was ready, or had the VM (`isGiven`); the connection has died with it.
@@ -92,7 +99,7 @@ package struct SourceMachine: Equatable, Sendable {
         case .connected:
             guard state == .idle else { return [] }
             state = .greeting
-            return [.send(.hello(host: host))]
+            return [.send(.hello(host: host, features: features))]
         case .received(let message):
             return received(message)
         case .lost(let failure):
@@ -113,7 +120,9 @@ package struct SourceMachine: Equatable, Sendable {
     private mutating func received(_ message: Message) -> [Action] {
         if isOver { return [] }
         switch (state, message) {
-        case (.greeting, .welcome):
+        case (.greeting, .welcome(_, let common)):
+            guard common.isSubset(of: features) else { return fail(.form("features in WELCOME that were not offered"), tell: true) }
+            features = common
             state = .preparing
             return [.send(.prepare(prepare))]
         case (.preparing, .prepared(let grant)):
@@ -129,6 +138,10 @@ package struct SourceMachine: Equatable, Sendable {
             return [.fence, .release]
         case (_, .here(let vmm)):
             return [.vmm(vmm)]
+        case (.greeting, .refused) where !features.isEmpty:
+            features = []
+            state = .idle
+            return [.reconnect]
         case (.ready, .refused), (.committing, .refused):
             // It has said READY: what it says now does not bring the VM back.
             isCut = true

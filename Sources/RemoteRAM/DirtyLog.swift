@@ -5,7 +5,7 @@ import Synchronization
 ///
 /// A page is marked *after* its content has changed: whoever takes a mark and copies the page then has the change, or finds the page marked again.
 /// What the guest writes is known when the scanner reports it, so a last scan must come before the last copy.
-/// Concurrency: any thread marks; one thread begins, takes and ends.
+/// Concurrency: any thread marks; one thread begins and ends; each word is taken by one thread at a time.
 package final class DirtyLog: @unchecked Sendable {
     /// Address space only until something is marked; kept until the device goes, because a thread may be marking while a migration ends.
     private let mapping: Mapping
@@ -46,9 +46,12 @@ package final class DirtyLog: @unchecked Sendable {
     }
 
     /// Number of marks, about, while others mark.
-    package var count: UInt64 {
+    package var count: UInt64 { count(in: takes) }
+
+    /// The same of some words.
+    package func count(in words: Range<Int>) -> UInt64 {
         var count: UInt64 = 0
-        for index in 0..<wordCount { count += UInt64(unsafe words[index].load(ordering: .relaxed).nonzeroBitCount) }
+        for index in words { count += UInt64(unsafe self.words[index].load(ordering: .relaxed).nonzeroBitCount) }
         return count
     }
 

@@ -5,7 +5,7 @@ package import Kernel
 ///
 /// A copy may be older than the page when it is taken; the dirty log then has the page, or gets it by the next scan. While a page could still be the target of
 /// an I/O of the VMM (rule R4: its last report is younger than the grace time), a copy is provisional: who takes it must compare the page when it is quiet.
-/// Concurrency: belongs to the migration thread.
+/// Concurrency: belongs to one thread of the migration at a time; several may copy from one device.
 package final class PageCopier {
     package let pageCount: UInt64
     package let table: PageTable
@@ -76,6 +76,9 @@ package final class PageCopier {
         judgement = core.quiet.judgement()
     }
 
+    /// What is quiet is judged as of the other's last scan.
+    package func judge(as other: PageCopier) { judgement = other.judgement }
+
     /// While the VMM stands still and has no I/O in flight (rule R13), nothing is paged out; what was on its way out is back when this returns.
     package func setHolding(_ hold: Bool) {
         guard let core else { return }
@@ -139,9 +142,7 @@ package final class PageCopier {
 
     /// Copies a run that was on the SSD, from its slots. The buffer is page-aligned.
     package func copySlots(_ run: PageRange, into buffer: UnsafeMutableRawPointer, _ results: inout [Copy]) throws(Failure) {
-        results.removeAll(keepingCapacity: true)
-        var before: [PageEntry] = []
-        for page in run.start..<run.end { before.append(table[page]) }
+        let before = entries(of: run)
         do throws(Errno) {
             if let injected = device.injectDiskResult?(.read, run), injected < 0 { throw Errno(-injected) }
             let got = try unsafe device.swapBox.file.descriptor.read(into: UnsafeMutableRawBufferPointer(start: buffer, count: Int(run.bytes)), at: run.offset)
@@ -149,6 +150,14 @@ package final class PageCopier {
         } catch {
             throw .unreadable(run.start, error)
         }
+        try unsafe judgeSlots(run, before, at: buffer, &results)
+    }
+
+    func entries(of run: PageRange) -> [PageEntry] { (run.start..<run.end).map { table[$0] } }
+
+    /// Makes what was read from the slots of a run the pages' content, in place. `before`: the entries when the read began.
+    func judgeSlots(_ run: PageRange, _ before: [PageEntry], at buffer: UnsafeMutableRawPointer, _ results: inout [Copy]) throws(Failure) {
+        results.removeAll(keepingCapacity: true)
         for page in run.start..<run.end {
             let at = unsafe buffer + Int((page - run.start) << pageShift)
             let old = before[Int(page - run.start)]

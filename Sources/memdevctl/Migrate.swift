@@ -23,6 +23,8 @@ struct Migrate: ParsableCommand {
     var downtime: Int = 50
     @Option(help: ArgumentHelp("Most to send in a second, until the VM is paused.", valueName: "size"), transform: ArgumentValue.size)
     var bandwidth: Size?
+    @Option(help: ArgumentHelp("Connections that carry memory at the same time, 1 to 16 (2).", valueName: "n"))
+    var streams: Int?
     @Flag(help: "The VM goes on over there at once, and its memory follows it (post-copy). Should that host die before all has come, the VM is lost.")
     var postCopy = false
     @Flag(help: "The same, but only when copying does not get ahead of what the VM writes.")
@@ -135,6 +137,7 @@ struct Migrate: ParsableCommand {
         var request = ControlRequest(command, vm: target.vm, bytes: bandwidth?.bytes)
         request.host = host
         request.downtimeMilliseconds = downtime
+        request.streams = streams
         if postCopy || postCopyIfNeeded { request.postCopy = postCopy ? "atOnce" : "ifNeeded" }
         return request
     }

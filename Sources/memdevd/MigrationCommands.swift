@@ -11,6 +11,7 @@ struct MigrationCommands {
     private static let progressMilliseconds: UInt32 = 20
     private static let progressEvery = 5
     private static let downtimeMillisecondsDefault = 50
+    private static let streamsDefault = 2
 
     /// nil: the command is about something else.
     func run(_ request: ControlRequest, _ progress: (ControlReply.Progress) -> Bool) throws -> ControlReply? {
@@ -56,8 +57,12 @@ struct MigrationCommands {
             }
             return mode
         }
+        let streams = request.streams ?? Self.streamsDefault
+        guard (1...Message.streamsMax).contains(streams) else {
+            throw Migrations.Refused("\(streams) streams are not possible, 1 to \(Message.streamsMax) are")
+        }
         try migrations.begin(
-            vm: vm, to: host, bytesPerSecondMax: request.bytes ?? 0, downtimeMilliseconds: downtime, postCopy: postCopy ?? .never)
+            vm: vm, to: host, bytesPerSecondMax: request.bytes ?? 0, downtimeMilliseconds: downtime, streams: streams, postCopy: postCopy ?? .never)
         var turns = 0
         while true {
             Clock.sleep(milliseconds: Self.progressMilliseconds)

@@ -42,6 +42,8 @@ final class Migrations: Sendable {
         var epochs: [String: UInt64] = [:]
         /// Where VMMs wait for their device state.
         var listening: [String: (pid: Int32, address: String)] = [:]
+        /// VMs that come in, for further streams of theirs.
+        var arriving: [String: (epoch: UInt64, peer: String, arrival: Arrival)] = [:]
         /// VMs of which it is being found out what moving them would come to.
         var surveyed: Set<String> = []
         var isEnding = false
@@ -132,7 +134,9 @@ final class Migrations: Sendable {
     }
 
     /// Begins to move a VM; `order` and `status` go on from there.
-    func begin(vm: String, to name: String, bytesPerSecondMax: UInt64, downtimeMilliseconds: Int, postCopy: Outgoing.PostCopy = .never) throws {
+    func begin(
+        vm: String, to name: String, bytesPerSecondMax: UInt64, downtimeMilliseconds: Int, streams: Int, postCopy: Outgoing.PostCopy = .never
+    ) throws {
         let (peer, address, entry) = try find(name, vm)
         var options = Outgoing.Options()
         options.bytesPerSecondMax = bytesPerSecondMax
@@ -140,6 +144,7 @@ final class Migrations: Sendable {
         options.host = host
         options.ownerUID = entry.ownerUID ?? 0
         options.postCopy = postCopy
+        options.streams = streams
         let outgoing: Outgoing? = try state.withLock { state in
             try Self.checkIdle(vm, state)
             let epoch = max((state.epochs[vm] ?? 0) + 1, Self.now())
@@ -155,6 +160,9 @@ final class Migrations: Sendable {
         _ = try Thread(name: "mdd-migrate") {
             outgoing.run { () throws(MigrationFailure) in try Self.connect(address, peer.name, security) }
             let figures = outgoing.figures
+            if let problem = figures.streamsProblem {
+                logger.warning("only \(figures.streams) of \(streams) streams to \(peer.name): \(problem)", metadata: ["vm": "\(vm)"])
+            }
             let text =
                 figures.state == .done ? "the VM is at \(peer.name) now\(figures.confirmed ? "" : ", which has not confirmed it")" : figures.error ?? "failed"
             logger.notice("migration to \(peer.name) has ended: \(text)", metadata: ["vm": "\(vm)"])
@@ -366,7 +374,9 @@ final class Migrations: Sendable {
             let figures = incoming.figures
             if figures.isSurvey {
                 self.remove(incoming)
-                return logger.info("a connection of \(peer.text) has ended: \(figures.error ?? "it was a question, or memory that follows a VM")")
+                return logger.info(
+                    "a connection of \(peer.text) has ended: \(figures.error ?? "it was a question, a further stream of a migration, or memory that follows a VM")"
+                )
             }
             let text = figures.state == .done ? "the VM is here now" : "nothing has come: \(figures.error ?? "")"
             logger.notice("migration from \(peer.text) has ended: \(text)", metadata: ["vm": "\(incoming.vm ?? "")"])
@@ -435,6 +445,7 @@ private struct FromPeer: MigrationTarget {
     func resume(_ resume: Message.Resume, epoch: UInt64) throws(MigrationFailure) -> MemoryDevice? {
         try migrations.resume(resume, epoch: epoch, peer: peer)
     }
+    func join(_ join: Message.Join, epoch: UInt64) throws(MigrationFailure) -> Arrival { try migrations.join(join, epoch: epoch, peer: peer) }
     func arrived(_ vm: String, _ device: MemoryDevice) { migrations.arrived(vm, device) }
     func forget(_ vm: String, _ device: MemoryDevice) { migrations.forget(vm, device) }
 }
@@ -472,7 +483,32 @@ extension Migrations {
         logger.notice(
             "migration from \(from) begins: \(Size(bytes: prepare.residentPages << pageShift)) in DRAM there, \(Size(bytes: prepare.ssdPages << pageShift)) on its SSD; up to \(Size(bytes: grant.residentPages << pageShift)) go into DRAM here",
             metadata: ["vm": "\(vm)"])
-        return Arrival(device: device, grant: grant)
+        do throws(MigrationFailure) {
+            let arrival = try Arrival(device: device, grant: grant)
+            state.withLock { $0.arriving[vm] = (epoch, from, arrival) }
+            return arrival
+        } catch {
+            registry.forgetReceived(vm: vm, device)
+            throw error
+        }
+    }
+
+    fileprivate func join(_ join: Message.Join, epoch: UInt64, peer: String) throws(MigrationFailure) -> Arrival {
+        let vm = join.vm
+        guard let (current, from, arrival) = state.withLock({ $0.arriving[vm] }) else {
+            throw .local("VM \(vm) is not coming here: there is no migration for another stream to join")
+        }
+        guard from == peer else { throw .local("VM \(vm) comes from \(from), not from \(peer)") }
+        guard current == epoch, arrival.device.pageCount == join.pageCount else {
+            throw .local(
+                "epoch \(epoch) of VM \(vm) with \(join.pageCount) pages is not what is coming, \(current) with \(arrival.device.pageCount) pages")
+        }
+        return arrival
+    }
+
+    /// No stream may join any more.
+    private func endArriving(_ vm: String, _ device: MemoryDevice) {
+        state.withLock { state in if state.arriving[vm]?.arrival.device === device { state.arriving[vm] = nil } }
     }
 
     fileprivate func judge(_ prepare: Message.Prepare) -> Message.Offer {
@@ -550,10 +586,14 @@ extension Migrations {
     }
 
     fileprivate func finish(_ vm: String, _ device: MemoryDevice, arriving: DeviceRecord.Move?) throws(MigrationFailure) {
+        endArriving(vm, device)
         do throws(Refusal) { try registry.finishReceiving(vm: vm, device, arriving: arriving) } catch { throw .local(error.text) }
     }
 
-    fileprivate func forget(_ vm: String, _ device: MemoryDevice) { registry.forgetReceived(vm: vm, device) }
+    fileprivate func forget(_ vm: String, _ device: MemoryDevice) {
+        endArriving(vm, device)
+        registry.forgetReceived(vm: vm, device)
+    }
 }
 
 extension MigrationForecast {
@@ -596,6 +636,7 @@ extension MigrationStatus {
             zero: bytes(figures.zeroPages), onWire: figures.bytesOnWire, bytesPerSecond: UInt64(figures.bytesPerSecond), left: bytes(figures.pagesLeft),
             downtimeEstimate: figures.downtimeEstimate, isFlat: figures.isFlat, lastPass: Double(figures.lastPassNanoseconds) / 1e6,
             lastPassBytes: bytes(figures.lastPassPages), granted: bytes(figures.grantPages), duration: Double(end - figures.began) / 1e6, vmm: vmm,
-            listensAt: address, isPostCopy: figures.isPostCopy, fetched: bytes(figures.fetchedPages), confirmed: figures.confirmed, error: figures.error)
+            listensAt: address, isPostCopy: figures.isPostCopy, fetched: bytes(figures.fetchedPages),
+            streams: figures.streams, confirmed: figures.confirmed, error: figures.error)
     }
 }

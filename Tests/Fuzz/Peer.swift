@@ -29,6 +29,11 @@ private func judge(_ message: Message) {
     case .zeros(let ranges), .away(let ranges), .lost(let ranges), .wanted(let ranges, _):
         for (index, range) in ranges.enumerated() { precondition(!range.isEmpty && (index == 0 || range.start >= ranges[index - 1].end)) }
     case .abort(let text), .refused(let text): precondition(text.unicodeScalars.allSatisfy { $0.value >= 32 })
+    case .join(let join):
+        precondition((1..<Message.streamsMax).contains(Int(join.stream)) && join.pageCount > 0 && !join.vm.contains("/") && !join.vm.hasPrefix("."))
+        var roll = StreamRoll()
+        try? roll.join(join.stream)
+        precondition(roll.members[join.stream] == .settled)
     default: break
     }
     var machine = DestinationMachine(host: "b")
@@ -108,7 +113,7 @@ private func converse(_ bytes: [UInt8]) {
                     events.append(.judged(.init(residentPages: 1, budgetPages: 1, diskBytes: 1, vmm: .absent, refusal: "")))
                 case .place(let head): precondition(!isForgotten && head.entries.allSatisfy { $0.page < prepared!.pageCount })
                 // The VM runs: nothing that comes is forgotten with the connection.
-                case .stream: precondition(!isForgotten && prepared == nil)
+                case .stream, .join: precondition(!isForgotten && prepared == nil)
                 case .zeros, .away: precondition(!isForgotten && zeros.allSatisfy { $0.end <= prepared!.pageCount })
                 case .flush(let round): events.append(.flushed(round, .attached))
                 case .look: events.append(.vmm(.attached))

@@ -56,6 +56,78 @@ extension FaultInjection {
             #expect(hosts.b.server == server && !hosts.b.log.contains("killed by signal"))
         }
 
+        /// A stream that wants to join what comes to host b as VM "vm", from a peer with this name.
+        private func join(_ hosts: TwoHosts, as name: String, epoch: UInt64, stream: UInt32 = 1, pages: UInt64 = 4096) throws -> (text: String, link: PeerLink)
+        {
+            let address = try #require(NetworkAddress("127.0.0.1:\(hosts.ports.b)", defaultPort: 0))
+            let socket = try StreamSocket.connect(to: address, milliseconds: 5000)
+            let (tls, _) = try TLSStream.open(socket, hosts.pki.credentials(name), isClient: true, names: ["b"], place: "b")
+            let link = try PeerLink(tls, isSource: true, epoch: epoch)
+            try link.send(.hello(host: "x", features: .streams))
+            guard case .message(.welcome(_, .streams))? = try link.receive() else { return ("no welcome", link) }
+            try link.send(.join(.init(vm: "vm", pageCount: pages, stream: stream)))
+            guard case .message(let message)? = try link.receive() else { return ("ended", link) }
+            if case .refused(let text) = message { return (text, link) }
+            return ("\(message.kind)", link)
+        }
+
+        @Test("Only the peer that a VM comes from may join it with more streams, in its epoch, each once; when it is over nobody may") func joins() throws {
+            let hosts = try TwoHosts(forB: ["--peers", "a=127.0.0.1:1,c=127.0.0.1:2"])
+            try hosts.pki.run(["issue", "c"])
+            let epoch = UInt64(Date.now.timeIntervalSince1970) * 1_000_000_000
+            #expect(try join(hosts, as: "a", epoch: epoch).text.contains("VM vm is not coming here"))
+            // Its VMM waits there.
+            let address = try #require(NetworkAddress("127.0.0.1:\(hosts.ports.b)", defaultPort: 0))
+            let socket = try StreamSocket.connect(to: address, milliseconds: 5000)
+            let (stream, _) = try TLSStream.open(socket, hosts.pki.credentials("a"), isClient: true, names: ["b"], place: "b")
+            let main = try PeerLink(stream, isSource: true, epoch: epoch)
+            try main.send(.hello(host: "a", features: .streams))
+            _ = try main.receive()
+            try main.send(.prepare(.init(vm: "vm", pageCount: 4096, residentPages: 10, ssdPages: 0, budgetPages: 4096)))
+            guard case .message(.prepared)? = try main.receive() else { return #expect(Bool(false), "\(hosts.b.log)") }
+            #expect(try join(hosts, as: "c", epoch: epoch).text.contains("VM vm comes from a, not from c"))
+            #expect(try join(hosts, as: "a", epoch: epoch + 1).text.contains("is not what is coming"))
+            #expect(try join(hosts, as: "a", epoch: epoch, pages: 4097).text.contains("is not what is coming"))
+            let first = try join(hosts, as: "a", epoch: epoch)
+            #expect(first.text == "joined")
+            #expect(try join(hosts, as: "a", epoch: epoch).text.contains("stream 1 has joined already"))
+            #expect(try join(hosts, as: "a", epoch: epoch, stream: 15).text == "joined")
+            // The last one has gone with its connection: the migration cannot go on.
+            first.link.cut()
+            var word = ""
+            var round: UInt32 = 0
+            // Its thread over there notices when it notices.
+            while word.isEmpty, round < 100_000 {
+                try main.send(.round(round))
+                guard case .message(let message)? = try main.receive() else { break }
+                if case .refused(let text) = message { word = text }
+                round += 1
+            }
+            #expect(word.contains("of the migration has ended"), "\(word)")
+            #expect(eventually { (try? hosts.vms(hosts.b).isEmpty) == true })
+            #expect(try join(hosts, as: "a", epoch: epoch).text.contains("VM vm is not coming here"))
+        }
+
+        @Test("A VM moves over as many streams as are asked for, through TLS; both hosts say how many; numbers that cannot be are refused") func streams()
+            throws
+        {
+            let hosts = try TwoHosts()
+            let vm = try RunningVM("vm", hosts.a)
+            vm.fill(PageRange(0, 3000), seed: 1)
+            let there = try RunningVM("vm", hosts.b)
+            for wrong in ["0", "17"] {
+                let refused = try hosts.a.control(["migrate", "vm", "b", "--streams", wrong])
+                #expect(refused.status == 1 && refused.output.contains("\(wrong) streams are not possible, 1 to 16 are"), "\(refused)")
+            }
+            #expect(try hosts.a.control(["migrate", "vm", "b", "--streams", "4"]).status == 0, "\(hosts.a.log)\n\(hosts.b.log)")
+            #expect(try hosts.migration()?.streams == 4)
+            let arriving = try JSONLine.decode([MigrationStatus].self, from: Array(try hosts.b.control(["migrations", "--json"]).output.utf8))
+            #expect(arriving.count == 1 && arriving.first?.streams == 4, "\(arriving)")
+            for order in ["--finish", "--commit"] { #expect(try hosts.a.control(["migrate", "vm", order]).status == 0) }
+            #expect(there.firstWrong(PageRange(0, 3000), seed: 1) == nil)
+            #expect(!hosts.a.log.contains("signal 31") && !hosts.b.log.contains("signal 31"))
+        }
+
         @Test("A dry run says what would go where and how long that takes, and leaves nothing behind") func dryRun() throws {
             let hosts = try TwoHosts(forB: ["--default-budget", "8MiB"])
             let vm = try RunningVM("vm", hosts.a)

@@ -76,6 +76,29 @@ private func source(after steps: Int) -> SourceMachine {
         guard case .refuse = machine.handle(.order(.abort("x"))).first else { return #expect(Bool(false)) }
     }
 
+    @Test("What both can do is used; a WELCOME that claims more is refused") func features() {
+        for (answer, isRight) in [([], true), (.streams, true), (Message.Features(rawValue: 2), false)] as [(Message.Features, Bool)] {
+            var machine = SourceMachine(host: "a", prepare: prepare, features: .streams)
+            #expect(machine.handle(.connected) == [.send(.hello(host: "a", features: .streams))])
+            _ = machine.handle(.received(.welcome(host: "b", features: answer)))
+            #expect(machine.state == .preparing || !isRight)
+            #expect(machine.isOver != isRight)
+            if isRight { #expect(machine.features == answer) }
+        }
+    }
+
+    @Test("A destination that refuses the features is asked once more without them, and only once") func oldDestination() {
+        var machine = SourceMachine(host: "a", prepare: prepare, features: .streams)
+        _ = machine.handle(.connected)
+        #expect(machine.handle(.received(.refused("protocol: features 0x1"))) == [.reconnect])
+        #expect(machine.handle(.connected) == [.send(.hello(host: "a"))])
+        var other = machine
+        #expect(machine.handle(.received(.welcome(host: "b"))) == [.send(.prepare(prepare))])
+        #expect(machine.features == [])
+        #expect(other.handle(.received(.refused("not you"))) == [.release])
+        #expect(other.state == .failed(.refused("not you")))
+    }
+
     @Test("After COMMIT there is no way back") func noWayBack() {
         var machine = source(after: readyStep + 1)
         guard case .refuse = machine.handle(.order(.abort("x"))).first else { return #expect(Bool(false)) }
@@ -238,6 +261,28 @@ private func destination(after steps: Int) -> DestinationMachine {
             var machine = destination(after: step)
             #expect(machine.handle(.received(.resume(resume))).contains(.forget))
         }
+    }
+
+    @Test("A further stream joins, if HELLO has said so; whatever ends it then ends the connection alone") func joins() {
+        let join = Message.Join(vm: "vm1", pageCount: 100, stream: 1)
+        var machine = DestinationMachine(host: "b")
+        _ = machine.handle(.received(.hello(host: "a")))
+        guard case .send(.refused) = machine.handle(.received(.join(join))).first else { return #expect(Bool(false)) }
+        for end in [DestinationMachine.Event.lost(loss), .failed("x"), .received(.round(1)), .received(.join(join))] {
+            machine = DestinationMachine(host: "b")
+            let unknown = Message.Features(rawValue: 1 << 63)
+            #expect(machine.handle(.received(.hello(host: "a", features: unknown.union(.streams)))) == [.send(.welcome(host: "b", features: .streams))])
+            #expect(machine.handle(.received(.join(join))) == [.join(join)])
+            let actions = machine.handle(end)
+            #expect(actions.last == .close && !actions.contains(.forget))
+            #expect(machine.isOver)
+        }
+        // Not in the middle of something else.
+        machine = DestinationMachine(host: "b")
+        _ = machine.handle(.received(.hello(host: "a", features: .streams)))
+        _ = machine.handle(.received(.prepare(prepare)))
+        _ = machine.handle(.prepared(grant))
+        #expect(machine.handle(.received(.join(join))).contains(.forget))
     }
 
     @Test("Who only asks is answered, nothing is made, and the end of the connection is a good end") func survey() {

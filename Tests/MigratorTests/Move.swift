@@ -17,13 +17,22 @@ final class Move: @unchecked Sendable {
     let outgoing: Outgoing
     let link: (source: StreamSocket, destination: StreamSocket)
     private var threads: [Thread] = []
+    /// Connections after the first: their other ends, and what serves them.
+    private let further = Mutex<[(socket: StreamSocket, thread: Thread)]>([])
+    private let isFirst = Mutex(true)
+    /// Every HELLO with features is refused, as by a memdevd of before them.
+    let isOldTarget: Bool
     /// What the source's disk cannot do, but for the guest's own faults.
     let diskFails = DiskFlag()
 
     static let pages: UInt64 = 4096
 
     /// `room`: DRAM at the destination, in pages.
-    init(seed: SeededGenerator, budget: UInt64 = pages, room: UInt64 = pages, noDMA: Bool = true, grace: Int64 = 300, fill: UInt64 = 3000) throws {
+    init(
+        seed: SeededGenerator, budget: UInt64 = pages, room: UInt64 = pages, noDMA: Bool = true, grace: Int64 = 300, fill: UInt64 = 3000,
+        streams: Int = 1, bytesPerSecondMax: UInt64 = 0, isOldTarget: Bool = false
+    ) throws {
+        self.isOldTarget = isOldTarget
         let disk = diskFails
         source = try Guest.device(pages: Self.pages, budget: budget, name: "moved", directory: directory) {
             $0.graceMilliseconds = grace
@@ -35,18 +44,56 @@ final class Move: @unchecked Sendable {
         target = try Target(room: room, directory: other, noDMA: noDMA)
         var options = Outgoing.Options()
         options.host = "here"
+        options.streams = streams
+        options.bytesPerSecondMax = bytesPerSecondMax
         outgoing = try Outgoing(device: source, epoch: 7, options: options)
         let pair = try StreamSocket.pair()
         link = (pair.0, pair.1)
     }
 
     func start() throws {
-        let incoming = Incoming(link.destination, target: target)
         let outgoing = outgoing
-        let socket = link.source
-        threads.append(try Thread(name: "incoming") { incoming.run() })
-        threads.append(try Thread(name: "outgoing") { outgoing.run { () throws(MigrationFailure) in socket } })
+        let incoming = Incoming(link.destination, target: target)
+        if isOldTarget {
+            let old = link.destination
+            threads.append(try Thread(name: "old") { Self.refuse(old) })
+        } else {
+            threads.append(try Thread(name: "incoming") { incoming.run() })
+        }
+        threads.append(try Thread(name: "outgoing") { [self] in outgoing.run { [self] () throws(MigrationFailure) in try connect() } })
     }
+
+    private func connect() throws(MigrationFailure) -> any PeerStream {
+        let isFirst = isFirst.withLock { first in
+            defer { first = false }
+            return first
+        }
+        if isFirst { return link.source }
+        do throws(Errno) {
+            let pair = try StreamSocket.pair()
+            let incoming = Incoming(pair.1, target: target)
+            let thread = try Thread(name: "incoming") { incoming.run() }
+            further.withLock { $0.append((pair.1, thread)) }
+            return pair.0
+        } catch {
+            throw .link("connecting", error)
+        }
+    }
+
+    /// As a memdevd of before the features of HELLO answers.
+    private static func refuse(_ socket: StreamSocket) {
+        do {
+            let link = try PeerLink(socket, isSource: false, epoch: 0)
+            guard case .message(.hello(_, let features))? = try link.receive(), features != [] else { return }
+            try link.send(.refused("protocol: features 0x\(String(features.rawValue, radix: 16)), which this memdevd does not know"))
+            link.cut()
+        } catch {
+            // The source says what it has seen.
+        }
+    }
+
+    var furtherCount: Int { further.withLock { $0.count } }
+    func cutFurther(_ index: Int) { further.withLock { $0[index].socket.shutDown() } }
 
     func wait(for state: MigrationFigures.State, within milliseconds: Int64 = 30_000) -> Bool {
         eventually(within: milliseconds) { [.done, .failed, state].contains(outgoing.figures.state) } && outgoing.figures.state == state
@@ -55,6 +102,11 @@ final class Move: @unchecked Sendable {
     func join() {
         for thread in threads { thread.join() }
         threads = []
+        let rest = further.withLock { list in
+            defer { list = [] }
+            return list
+        }
+        for (_, thread) in rest { thread.join() }
     }
 }
 
@@ -127,6 +179,8 @@ final class Target: MigrationTarget {
     let grant: UInt64
     let refusal = Mutex<String?>(nil)
     let finishFailure = Mutex<String?>(nil)
+    let joinRefusal = Mutex<String?>(nil)
+    let arriving = Mutex<Arrival?>(nil)
     let isForgotten = Atomic<Bool>(false)
     let isFinished = Atomic<Bool>(false)
     let hasArrived = Atomic<Bool>(false)
@@ -150,7 +204,15 @@ final class Target: MigrationTarget {
 
     func prepare(_ prepare: Message.Prepare, from: String, epoch: UInt64) throws(MigrationFailure) -> Arrival {
         if let text = refusal.withLock({ $0 }) { throw .local(text) }
-        return Arrival(device: device, grant: Message.Grant(residentPages: grant, budgetPages: device.budget))
+        let arrival = try Arrival(device: device, grant: Message.Grant(residentPages: grant, budgetPages: device.budget))
+        arriving.withLock { $0 = arrival }
+        return arrival
+    }
+
+    func join(_ join: Message.Join, epoch: UInt64) throws(MigrationFailure) -> Arrival {
+        if let text = joinRefusal.withLock({ $0 }) { throw .local(text) }
+        guard let arrival = arriving.withLock({ $0 }) else { throw .local("nothing comes") }
+        return arrival
     }
 
     func judge(_ prepare: Message.Prepare, from: String) -> Message.Offer {

@@ -10,9 +10,12 @@ import Testing
     /// Source budget and destination room, in pages.
     @Test(
         "A guest that writes all the time finds every byte at the other host",
-        arguments: [(Move.pages, Move.pages), (Move.pages, 1500), (1500, Move.pages), (1200, 1100)] as [(UInt64, UInt64)])
-    func moves(budget: UInt64, room: UInt64) throws {
-        let move = try Move(seed: SeededGenerator(for: "moves"), budget: budget, room: room)
+        arguments: [
+            (Move.pages, Move.pages, 1), (Move.pages, 1500, 1), (1500, Move.pages, 1), (1200, 1100, 1), (Move.pages, Move.pages, 3), (1200, 1100, 2),
+            (1500, 1300, 8),
+        ] as [(UInt64, UInt64, Int)])
+    func moves(budget: UInt64, room: UInt64, streams: Int) throws {
+        let move = try Move(seed: SeededGenerator(for: "moves"), budget: budget, room: room, streams: streams)
         move.writer.fill()
         try move.writer.start()
         try move.start()
@@ -43,14 +46,17 @@ import Testing
         #expect(move.target.device.counters.checksumErrors.value == 0)
         let figures = move.outgoing.figures
         #expect(figures.confirmed && figures.residentPages > 0)
+        #expect(figures.streams == streams && figures.streamsProblem == nil)
         if room < 2000 { #expect(figures.ssdPages > 0) }
         move.target.guest.stop()
         move.source.stop()
     }
 
     /// An O_DIRECT read that ends long after it was submitted: nobody reports what it leaves.
-    @Test("Pages that an I/O may land in go early and are compared at the end: one that has changed unreported goes again, no other") func landsLate() throws {
-        let move = try Move(seed: SeededGenerator(for: "landsLate"), noDMA: false, grace: 60_000)
+    @Test(
+        "Pages that an I/O may land in go early and are compared at the end: one that has changed unreported goes again, no other", arguments: [1, 3])
+    func landsLate(streams: Int) throws {
+        let move = try Move(seed: SeededGenerator(for: "landsLate"), noDMA: false, grace: 60_000, streams: streams)
         move.writer.fill()
         try move.start()
         #expect(move.wait(for: .waiting), "\(move.outgoing.figures)")
@@ -104,13 +110,88 @@ import Testing
         middle.stop()
     }
 
+    // MARK: Streams
+
+    @Test("A stream that is cut before READY ends the migration, and the VM stays whole where it was", arguments: [0, 1]) func streamCut(index: Int) throws {
+        let move = try Move(seed: SeededGenerator(for: "streamCut"), budget: 2000, room: 1500, streams: 3)
+        move.writer.fill()
+        try move.writer.start()
+        try move.start()
+        #expect(move.wait(for: .waiting), "\(move.outgoing.figures)")
+        #expect(move.furtherCount == 2)
+        move.cutFurther(index)
+        #expect(move.wait(for: .failed), "\(move.outgoing.figures)")
+        #expect(move.outgoing.figures.error?.contains("stream \(index + 1)") == true, "\(move.outgoing.figures.error ?? "")")
+        move.join()
+        #expect(move.target.hasForgotten && !move.target.hasFinished)
+        move.writer.stop()
+        #expect(move.writer.firstWrong(in: move.guest) == nil)
+        move.target.guest.stop()
+        move.source.stop()
+    }
+
+    @Test("A stream that is cut after READY changes nothing") func streamCutLate() throws {
+        let move = try Move(seed: SeededGenerator(for: "streamCutLate"), streams: 2)
+        move.writer.fill()
+        try move.start()
+        #expect(move.wait(for: .waiting))
+        move.outgoing.order(.finish)
+        #expect(move.wait(for: .ready), "\(move.outgoing.figures)")
+        move.cutFurther(0)
+        move.outgoing.order(.commit)
+        #expect(move.wait(for: .done))
+        move.join()
+        #expect(move.writer.firstWrong(in: move.target.guest) == nil)
+        move.target.guest.stop()
+        move.source.stop()
+    }
+
+    /// `isOld`: the destination knows nothing of streams.
+    @Test("With a destination that lets no stream join, or knows of none, the VM moves over one", arguments: [false, true]) func fewer(isOld: Bool) throws {
+        let move = try Move(seed: SeededGenerator(for: "fewer"), streams: 4, isOldTarget: isOld)
+        if !isOld { move.target.joinRefusal.withLock { $0 = "too many" } }
+        move.writer.fill()
+        try move.start()
+        #expect(move.wait(for: .waiting), "\(move.outgoing.figures)")
+        #expect(move.outgoing.figures.streams == 1)
+        #expect(isOld || move.outgoing.figures.streamsProblem?.contains("too many") == true)
+        move.outgoing.order(.finish)
+        #expect(move.wait(for: .ready), "\(move.outgoing.figures)")
+        move.outgoing.order(.commit)
+        #expect(move.wait(for: .done))
+        move.join()
+        #expect(move.writer.firstWrong(in: move.target.guest) == nil)
+        move.target.guest.stop()
+        move.source.stop()
+    }
+
+    @Test("A limit of the bandwidth holds over all streams together", arguments: [1, 4]) func bandwidth(streams: Int) throws {
+        let limit: UInt64 = 16 << 20
+        let move = try Move(seed: SeededGenerator(for: "bandwidth"), streams: streams, bytesPerSecondMax: limit)
+        move.writer.fill()
+        let began = Clock.nanoseconds()
+        try move.start()
+        #expect(move.wait(for: .waiting), "\(move.outgoing.figures)")
+        let seconds = Double(Clock.nanoseconds() - began) / 1e9
+        // Each stream may be one frame ahead.
+        let ahead = UInt64(streams * PagesHead.payloadBytesMax)
+        #expect(Double(move.outgoing.figures.bytesOnWire - min(move.outgoing.figures.bytesOnWire, ahead)) / seconds <= Double(limit))
+        #expect(move.outgoing.figures.streams == streams)
+        move.outgoing.order(.abort("test"))
+        #expect(move.wait(for: .failed))
+        move.join()
+        move.target.guest.stop()
+        move.source.stop()
+    }
+
     /// What goes wrong, and where.
     enum Trouble: CaseIterable {
         case abortWhileCopying, abortWhileWaiting, abortWhenReady, cutWhileWaiting, cutFinishing, refused, cannotFinish, sourceDiskFails, destinationDiskFails
     }
 
-    @Test("Whatever goes wrong before the commit leaves the VM whole where it was", arguments: Trouble.allCases) func stays(trouble: Trouble) throws {
-        let move = try Move(seed: SeededGenerator(for: "stays"), budget: 2000, room: 1500)
+    @Test("Whatever goes wrong before the commit leaves the VM whole where it was", arguments: Trouble.allCases, [1, 3])
+    func stays(trouble: Trouble, streams: Int) throws {
+        let move = try Move(seed: SeededGenerator(for: "stays"), budget: 2000, room: 1500, streams: streams)
         move.writer.fill()
         try move.writer.start()
         switch trouble {

@@ -13,7 +13,7 @@ import Testing
     /// Byte, value.
     @Test(
         "A header with a wrong field is refused",
-        arguments: [(0, 0), (4, 1), (4, 3), (6, 0), (6, 17), (6, 200), (11, 1), (12, 1), (15, 1)] as [(Int, UInt8)])
+        arguments: [(0, 0), (4, 1), (4, 3), (6, 0), (6, 18), (6, 200), (11, 1), (12, 1), (15, 1)] as [(Int, UInt8)])
     func wrongField(at: Int, value: UInt8) {
         var bytes = Frame(kind: .hello, payloadBytes: 0, epoch: 1, sequence: 0).encoded
         bytes[at] = value
@@ -52,6 +52,8 @@ import Testing
         .offer(.init(residentPages: 0, budgetPages: 0, diskBytes: 0, vmm: .absent, refusal: "")),
         .finish(.init(residentPages: 1, ssdPages: 2, awayPages: 3)), .away([PageRange(3, 4), PageRange(9, 12)]), .lost([PageRange(0, 1)]),
         .resume(.init(vm: "web1", pageCount: 10, stream: .push)), .resume(.init(vm: "web1", pageCount: 10, stream: .demand)), .sent,
+        .hello(host: "a", features: .streams), .welcome(host: "b", features: Message.Features(rawValue: .max)),
+        .join(.init(vm: "web1", pageCount: 10, stream: 1)), .join(.init(vm: "web1", pageCount: 10, stream: 15)), .joined,
         .wanted([], more: false), .wanted([PageRange(1, 2)], more: true), .fetch([9, 3, 3]),
     ]
 
@@ -121,6 +123,18 @@ import Testing
         payload = Message.wanted([PageRange(1, 2)], more: true).payload
         payload[4] = 2
         #expect(throws: MigrationFailure.self) { try Message(.wanted, payload: payload) }
+    }
+
+    @Test("A JOIN of no stream, of one too many, of no VM or of one beyond every size is refused") func join() {
+        for stream in [0, 16, UInt32.max] {
+            #expect(throws: MigrationFailure.self) { try Message(.join, payload: Message.join(.init(vm: "a", pageCount: 1, stream: stream)).payload) }
+        }
+        for (vm, count) in [("../x", 10), ("", 1), ("a", 0), ("a", UInt64.max)] {
+            #expect(throws: MigrationFailure.self) { try Message(.join, payload: Message.join(.init(vm: vm, pageCount: count, stream: 1)).payload) }
+        }
+        var payload = Message.join(.init(vm: "a", pageCount: 1, stream: 1)).payload
+        payload[12] = 1
+        #expect(throws: MigrationFailure.self) { try Message(.join, payload: payload) }
     }
 
     @Test("Texts are cut at their limit and lose what a terminal would obey") func texts() throws {

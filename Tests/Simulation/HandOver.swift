@@ -4,7 +4,7 @@ import RemoteRAM
 
 /// A migration's two state machines with a link that does its worst: the VM may run at exactly one place, whole, and at one of them in the end.
 ///
-/// `SourceMachine`, `DestinationMachine`, `Frame`, `FrameOrder`, `Message` and `PagesHead` are the project's; what they order done is done here with one number for each
+/// `SourceMachine`, `DestinationMachine`, `StreamRoll`, `Frame`, `FrameOrder`, `Message` and `PagesHead` are the project's; what they order done is done here with one number for each
 /// page. Frames are cut off, torn, repeated, put in another order, and come once more from an older connection; either server dies at any step, and what its heir knows is
 /// what the records say. The operator (QEMU and memdevctl) knows what memdevd tells and decides as docs/migration.md says.
 final class HandOver {
@@ -38,6 +38,8 @@ final class HandOver {
 
     private let pageCount: UInt64
     private let postCopy: Bool
+    /// Connections for pages that are wanted.
+    private let streams: Int
     private let cutOneIn: Int
     private let forgeOneIn: Int
     private let killOneIn: Int
@@ -65,7 +67,27 @@ final class HandOver {
         var zeros: [PageRange] = []
         var away: [PageRange] = []
         var isClosed = false
+        /// The stream that it is, of a migration that came over another connection.
+        var stream: UInt32?
         init(epoch: UInt64) { self.epoch = epoch }
+    }
+
+    /// The source's end of one more stream (`SideStream`).
+    private final class Side {
+        enum State { case greeting, joining, settled, sending, failed }
+        let connection: Connection
+        let stream: UInt32
+        var state = State.greeting
+        var sends: FrameOrder
+        var receives: FrameOrder
+        var work: [(Frame.Kind, [UInt8])] = []
+        var round: UInt32 = 0
+        init(_ connection: Connection, _ stream: UInt32) {
+            self.connection = connection
+            self.stream = stream
+            sends = FrameOrder(fromSource: true, epoch: connection.epoch)
+            receives = FrameOrder(fromSource: false, epoch: connection.epoch)
+        }
     }
 
     private var connections: [Connection] = []
@@ -89,8 +111,16 @@ final class HandOver {
     private var leaving: Outgoing.HandOver = .none
     private var isFenced = false
 
+    private var sides: [Side] = []
+
     private enum Work {
+        /// As many as can be had.
+        case join
+        /// Find out what there is to send now.
+        case pass(isFirst: Bool)
+        case leave
         case frame(Frame.Kind, [UInt8])
+        /// Everything of this pass has gone, and the other streams have been told that theirs is there.
         case done(enough: Bool)
     }
 
@@ -103,6 +133,7 @@ final class HandOver {
         var awaited: Set<PageIndex> = []
         /// It serves its VMM and has a record.
         var isServing = false
+        var roll = StreamRoll()
         init(epoch: UInt64, pages: Int) {
             self.epoch = epoch
             content = [UInt32](repeating: 0, count: pages)
@@ -127,6 +158,7 @@ final class HandOver {
         func of(_ choices: [Int]) -> Int { choices[Int(random.below(UInt64(choices.count)))] }
         pageCount = UInt64(of([1, 3, 8, 20]))
         postCopy = of([0, 1]) == 1
+        streams = of([1, 1, 2, 3, 5])
         cutOneIn = of([0, 0, 40, 150, 500])
         forgeOneIn = of([0, 0, 20, 100])
         killOneIn = of([0, 0, 50, 150, 500])
@@ -279,13 +311,10 @@ final class HandOver {
         isResumed = false
         sent = []
         work = []
-        let connection = Connection(epoch: epoch)
-        connections.append(connection)
-        sourceConnection = connection
-        sourceSends = FrameOrder(fromSource: true, epoch: epoch)
-        sourceReceives = FrameOrder(fromSource: false, epoch: epoch)
+        connect()
         source = SourceMachine(
-            host: "a", prepare: Message.Prepare(vm: "vm", pageCount: pageCount, residentPages: pageCount, ssdPages: 0, budgetPages: pageCount))
+            host: "a", prepare: Message.Prepare(vm: "vm", pageCount: pageCount, residentPages: pageCount, ssdPages: 0, budgetPages: pageCount),
+            features: streams > 1 ? .streams : [])
         log("migration \(epoch) begins")
         handle(.connected)
     }
@@ -299,7 +328,8 @@ final class HandOver {
             source = machine
             for action in actions { if let next = perform(action) { events.append(next) } }
         }
-        // As Sender.run does at its end.
+        // As SourceLoop does.
+        if let source, source.state == .ready || source.isOver { endSides() }
         guard let source, source.isOver else { return }
         if let connection = sourceConnection {
             connection.toDestination.isEnded = true
@@ -312,31 +342,59 @@ final class HandOver {
     private func perform(_ action: SourceMachine.Action) -> SourceMachine.Event? {
         switch action {
         case .send(let message): return send(message.kind, message.payload) ? nil : .lost(.link("sending", .connectionReset))
-        case .copy(let round):
-            let pages = round == 0 ? Set((0..<pageCount).filter { content[Int($0)] != 0 }) : dirty
-            dirty = []
-            copy(pages)
-            work.append(.done(enough: one(in: 2)))
+        case .reconnect:
+            // Nobody here is from before the features; a frame that was torn or forged may be why it was refused.
+            sourceConnection?.toDestination.isEnded = true
+            sourceConnection?.toSource = Lane(isEnded: true)
+            connect()
+            return .connected
+        case .plan: if source?.features.contains(.streams) == true { work.append(.join) }
+        case .copy(let round): work += [.pass(isFirst: round == 0), .done(enough: one(in: 2))]
         case .copyLast:
             if place == .source { fail("the last pass begins while the guest runs") }
-            if postCopy { leave() } else { copy(dirty) }
-            work.append(.done(enough: true))
+            work += [postCopy ? .leave : .pass(isFirst: false), .done(enough: true)]
         case .fence:
             if place != .destination { fail("the source is fenced and the VM is \(place)") }
             isFenced = true
             leaving = postCopy ? .given : .settled
-        case .plan, .vmm, .release, .refuse: break
+        case .vmm, .release, .refuse: break
         }
         return nil
     }
 
-    private func copy(_ pages: Set<PageIndex>) {
+    private func connect() {
+        let connection = Connection(epoch: epoch)
+        connections.append(connection)
+        sourceConnection = connection
+        sourceSends = FrameOrder(fromSource: true, epoch: epoch)
+        sourceReceives = FrameOrder(fromSource: false, epoch: epoch)
+    }
+
+    private func pass(isFirst: Bool) {
+        let pages = isFirst ? Set((0..<pageCount).filter { content[Int($0)] != 0 }) : dirty
+        dirty = []
+        // A page always travels over the same stream.
+        let count = UInt64(sides.count + 1)
+        for side in sides {
+            side.work = copy(pages.filter { $0 % count == UInt64(side.stream) }) + [(.round, Message.round(side.round + 1).payload)]
+            side.round += 1
+            side.state = .sending
+        }
+        work.insert(contentsOf: copy(pages.filter { $0 % count == 0 }).map { Work.frame($0.0, $0.1) }, at: 0)
+    }
+
+    private func copy(_ pages: Set<PageIndex>) -> [(Frame.Kind, [UInt8])] {
+        var frames: [(Frame.Kind, [UInt8])] = []
+        func flush(_ entries: inout [MovedPage]) {
+            if !entries.isEmpty { frames.append((.pages, PagesHead(place: .dram, entries: entries).encoded)) }
+            entries = []
+        }
         var entries: [MovedPage] = []
         for page in pages.sorted() {
             if content[Int(page)] == 0 {
                 if sent.remove(page) != nil {
                     let zeros = Message.zeros([PageRange(page, page + 1)])
-                    work.append(.frame(zeros.kind, zeros.payload))
+                    frames.append((zeros.kind, zeros.payload))
                 }
                 continue
             }
@@ -345,35 +403,105 @@ final class HandOver {
             if entries.count == 4 || one(in: 4) { flush(&entries) }
         }
         flush(&entries)
+        return frames
     }
 
-    private func flush(_ entries: inout [MovedPage]) {
-        if entries.isEmpty { return }
-        work.append(.frame(.pages, PagesHead(place: .dram, entries: entries).encoded))
-        entries = []
-    }
-
-    /// As `Sender.leaveRest`.
+    /// As `SourceLoop.leaveRest`.
     private func leave() {
         leaving = .offered
+        var frames: [Work] = []
         for page in dirty.sorted() {
             sent.remove(page)
             let message: Message = content[Int(page)] == 0 ? .zeros([PageRange(page, page + 1)]) : .away([PageRange(page, page + 1)])
-            work.append(.frame(message.kind, message.payload))
+            frames.append(.frame(message.kind, message.payload))
         }
+        work.insert(contentsOf: frames, at: 0)
     }
 
     private func send(_ kind: Frame.Kind, _ payload: [UInt8]) -> Bool {
         guard let connection = sourceConnection else { return false }
+        return put(kind, payload, &sourceSends, connection)
+    }
+
+    private func put(_ kind: Frame.Kind, _ payload: [UInt8], _ order: inout FrameOrder, _ connection: Connection) -> Bool {
         // Contents do not travel here.
         let bytes = kind == .pages ? payload.count + (payload.count - PagesHead.fixedBytes) / 16 * pageBytes : payload.count
-        return put(sourceSends.frame(kind, payloadBytes: bytes).encoded + payload, &connection.toDestination)
+        return put(order.frame(kind, payloadBytes: bytes).encoded + payload, &connection.toDestination)
+    }
+
+    // MARK: The source's further streams
+
+    /// One after the other, until one cannot be had.
+    private func joinRuns() {
+        if let last = sides.last, last.state != .settled {
+            if last.state != .failed { return sideRuns(last) }
+            last.connection.toDestination.isEnded = true
+            last.connection.toSource = Lane(isEnded: true)
+            sides.removeLast()
+        } else if sides.count < streams - 1 {
+            let connection = Connection(epoch: epoch)
+            connections.append(connection)
+            let side = Side(connection, UInt32(sides.count + 1))
+            sides.append(side)
+            let hello = Message.hello(host: "a", features: .streams)
+            if !put(hello.kind, hello.payload, &side.sends, connection) { side.state = .failed }
+            return
+        }
+        work.removeFirst()
+    }
+
+    private func sideRuns(_ side: Side) {
+        if !side.work.isEmpty {
+            let (kind, payload) = side.work.removeFirst()
+            if !put(kind, payload, &side.sends, side.connection) { sideFails(side, "it is cut") }
+            return
+        }
+        guard !side.connection.toSource.frames.isEmpty || side.connection.toSource.isEnded else { return }
+        do throws(MigrationFailure) {
+            guard let received = try take(&side.connection.toSource, &side.receives) else { throw .link("the destination has closed", .connectionReset) }
+            guard case .message(let message) = received else { throw .form("pages from the destination") }
+            switch (side.state, message) {
+            case (.greeting, .welcome(_, .streams)):
+                let join = Message.join(.init(vm: "vm", pageCount: pageCount, stream: side.stream))
+                side.state = put(join.kind, join.payload, &side.sends, side.connection) ? .joining : .failed
+            case (.joining, .joined): side.state = .settled
+            case (.sending, .roundDone(side.round, _)): side.state = .settled
+            case (_, .refused(let text)): throw .refused(text)
+            default: throw .form("\(message.kind) on stream \(side.stream)")
+            }
+        } catch {
+            sideFails(side, error.description)
+        }
+    }
+
+    private func sideFails(_ side: Side, _ why: String) {
+        let wasSending = side.state == .sending
+        side.state = .failed
+        side.work = []
+        guard wasSending else { return }
+        work = []
+        handle(.failed("stream \(side.stream): \(why)"))
+    }
+
+    private func endSides() {
+        for side in sides {
+            side.connection.toDestination.isEnded = true
+            side.connection.toSource = Lane(isEnded: true)
+        }
+        sides = []
     }
 
     private func sourceRuns() {
         guard let machine = source, !machine.isOver else { return }
+        if case .join? = work.first { return joinRuns() }
+        let busy = sides.filter { $0.state == .sending }
+        if !busy.isEmpty, one(in: 2) { return sideRuns(busy[below(busy.count)]) }
+        if case .done? = work.first, !busy.isEmpty { return }
         if !work.isEmpty {
             switch work.removeFirst() {
+            case .join: break
+            case .pass(let isFirst): pass(isFirst: isFirst)
+            case .leave: leave()
             case .frame(let kind, let payload):
                 if !send(kind, payload) {
                     work = []
@@ -405,6 +533,8 @@ final class HandOver {
             end(&connection.toDestination)
             connection.toSource = Lane(isEnded: true)
         }
+        for side in sides { end(&side.connection.toDestination) }
+        endSides()
         sourceConnection = nil
         work = []
         switch leaving {
@@ -460,17 +590,32 @@ final class HandOver {
                     connection.device?.content[Int(page)] = 0
                 }
             }
-        case .flush(let round): return .flushed(round, .attached)
+        case .flush(let round):
+            do throws(MigrationFailure) { try connection.device?.roll.checkSettled() } catch { return .failed(error.description) }
+            return .flushed(round, .attached)
+        case .join(let join):
+            guard let device, !device.isServing, device.epoch == connection.receives.epoch else { return .failed("nothing to join") }
+            do throws(MigrationFailure) { try device.roll.join(join.stream) } catch { return .failed(error.description) }
+            connection.device = device
+            connection.stream = join.stream
+            return perform(.send(.joined), connection)
         case .look: return .vmm(.attached)
         case .finish(let totals):
             guard let device = connection.device, device === self.device else { return .failed("the VMM has gone") }
+            do throws(MigrationFailure) { try device.roll.finish() } catch { return .failed(error.description) }
             let here = UInt64(device.content.count { $0 != 0 })
             guard here == totals.residentPages, UInt64(device.awaited.count) == totals.awayPages else { return .failed("other pages than the source says") }
             device.isServing = true
             return .finished
         case .forget:
             if place == .destination { fail("the destination forgets the VM that runs there") }
-            if let device = connection.device, device === self.device { self.device = nil }
+            if let device = connection.device {
+                device.roll.abandon()
+                for other in connections where other.stream != nil && other.device === device {
+                    other.toDestination = Lane(past: other.toDestination.past, isEnded: true)
+                }
+                if device === self.device { self.device = nil }
+            }
             connection.device = nil
         case .close: connection.isClosed = true
         case .judge, .stream, .commit: break
@@ -480,6 +625,7 @@ final class HandOver {
 
     private func destinationRuns(_ connection: Connection) {
         guard !connection.toDestination.frames.isEmpty || connection.toDestination.isEnded else { return }
+        if connection.stream != nil { return joinedRuns(connection) }
         do throws(MigrationFailure) {
             switch try take(&connection.toDestination, &connection.receives) {
             case nil: handle(.lost(.link("the source has closed", .connectionReset)), connection)
@@ -492,10 +638,39 @@ final class HandOver {
         } catch {
             if case .form(let what) = error { handle(.failed("protocol: \(what)"), connection) } else { handle(.lost(error), connection) }
         }
-        if connection.isClosed {
-            connection.toSource.isEnded = true
-            connection.toDestination = Lane(past: connection.toDestination.past, isEnded: true)
-            bury(connection)
+        if connection.isClosed { close(connection) }
+    }
+
+    private func close(_ connection: Connection) {
+        connection.toSource.isEnded = true
+        connection.toDestination = Lane(past: connection.toDestination.past, isEnded: true)
+        bury(connection)
+    }
+
+    /// As `JoinedStream`.
+    private func joinedRuns(_ connection: Connection) {
+        guard let stream = connection.stream, let device = connection.device else { return fail("a stream that has not joined") }
+        do throws(MigrationFailure) {
+            switch try take(&connection.toDestination, &connection.receives) {
+            case nil:
+                device.roll.leave(stream, "closed")
+                return close(connection)
+            case .pages(let head)?:
+                try device.roll.move(stream)
+                for entry in head.entries { device.content[Int(entry.page)] = entry.checksum }
+            case .message(.zeros(let ranges))?:
+                try device.roll.move(stream)
+                for range in ranges { for page in range.start..<range.end { device.content[Int(page)] = 0 } }
+            case .message(.round(let round))?:
+                try device.roll.settle(stream)
+                _ = perform(.send(.roundDone(round, .attached)), connection)
+            case .message(.alive)?: break
+            case .message(let message)?: throw .form("\(message.kind) on a stream of pages")
+            }
+        } catch {
+            device.roll.leave(stream, error.description)
+            _ = perform(.send(.refused(error.description)), connection)
+            close(connection)
         }
     }
 

@@ -217,7 +217,7 @@ def memdevd_vm(settings, workload, tls=False, post_copy=None):
         used = {name: processors(tree[name]) for name in daemon}
         paging, wire = Paging(daemon["b"]), Wire(settings)
         begin = time.monotonic()
-        request = {"vm": VM, "host": "b", "downtimeMilliseconds": settings.downtime}
+        request = {"vm": VM, "host": "b", "downtimeMilliseconds": settings.downtime, "streams": settings.streams}
         if post_copy:
             request["postCopy"] = post_copy
         with settings.profile(daemon["a"].server(), daemon["b"].server()) if settings.profile else contextlib.nullcontext():
@@ -457,7 +457,7 @@ def qemu_memdevd(settings, workload, tls=False, post_copy=False):
         tree = {name: machine.process_tree(side[name].process.pid) for name in side}
         used = {name: processors(tree[name]) for name in side}
         paging, wire, first = Paging(side["b"]), Wire(settings), guest_sample(here)
-        moved = hosts.migrate(here, side["a"], side["b"], there, "--downtime", str(settings.downtime), *(["--post-copy"] if post_copy else []), watch=False)
+        moved = hosts.migrate(here, side["a"], side["b"], there, "--downtime", str(settings.downtime), "--streams", str(settings.streams), *(["--post-copy"] if post_copy else []), watch=False)
         sent, mark = wire.bytes, there.console.mark()
         paged = paging.finish()
         paged = destination.paging() if post_copy else paged
