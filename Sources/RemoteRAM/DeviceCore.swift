@@ -9,6 +9,8 @@ package struct DeviceSettings: Sendable {
     package var graceMilliseconds: Int64 = 1000
     /// How often the page table of the VMM is scanned for writes while there is need.
     package var scanMilliseconds: Int64 = 500
+    /// A page that has been unwritten for so long is written back when there is nothing else to do, if the device is near its budget (0: none is).
+    package var idleWriteBackMilliseconds: Int64 = 30_000
     /// How long the fault thread looks for a completion, while it has reads in flight, before it sleeps.
     package var faultSpinMicroseconds: Int64 = 0
     /// CPU the fault thread is bound to; nil = wherever the scheduler puts it.

@@ -28,6 +28,8 @@ final class FaultThread {
     private var fillAhead: ReadAhead
     /// Faults that wait for room in the budget, a free slot, or memory.
     private var parked: [(page: PageIndex, arrived: Int64)] = []
+    /// There was no memory to install a page: faults that wait are not answered before this time.
+    private var retryNotBefore: Int64 = 0
     /// The fault that is being answered has waited long enough: it may exceed the budget.
     private var ignoresBudget = false
     /// The fault that is being answered has waited for room, a slot or memory.
@@ -101,7 +103,8 @@ final class FaultThread {
 
     private var pause: Int64 {
         if let oldest = parked.lazy.map(\.arrived).min() {
-            return max(Self.parkedNanosecondsMin, min(Self.parkedNanoseconds, parkedNanosecondsMax - (Clock.nanoseconds() - oldest)))
+            let now = Clock.nanoseconds()
+            return max(Self.parkedNanosecondsMin, retryNotBefore - now, min(Self.parkedNanoseconds, parkedNanosecondsMax - (now - oldest)))
         }
         return discarding.isEmpty ? Self.idleNanoseconds : Self.parkedNanoseconds
     }
@@ -199,7 +202,7 @@ final class FaultThread {
     }
 
     private func retryParked() {
-        guard !parked.isEmpty else { return }
+        guard !parked.isEmpty, Clock.nanoseconds() >= retryNotBefore else { return }
         defer { noteParked() }
         let waiting = parked
         parked.removeAll(keepingCapacity: true)
@@ -298,7 +301,11 @@ final class FaultThread {
     /// Why pages could not be installed.
     private func note(_ error: Errno) {
         if error == .noProcess { core.noteMapperGone() }
-        if error == .noMemory { core.noteNoMemory() }
+        if error == .noMemory {
+            // Each try reads the disk; those that wait already try again in a moment, not whenever something completes.
+            retryNotBefore = Clock.nanoseconds() + Self.parkedNanoseconds
+            core.noteNoMemory()
+        }
     }
 
     private func giveBack(_ page: PageIndex, to phase: PageEntry.Phase) {

@@ -18,6 +18,9 @@ final class ReclaimThread {
     private var lastStall: Int64 = 0
     private var fruitless = 0
     private var lastFree: Int64 = 0
+    private var lastIdleWrite: Int64 = 0
+    private var idleCursor: UInt64 = 0
+    private var pagesInAtIdle: UInt64 = 0
     private var diskFullSince: Int64?
     /// Batches since the last one that did not meet a full disk.
     private var fullInARow = 0
@@ -73,6 +76,7 @@ final class ReclaimThread {
             }
             periodicScan()
             periodicFree()
+            writeBackIdle()
             rest(pause())
         }
         // What a pipe holds has no other copy.
@@ -186,17 +190,72 @@ final class ReclaimThread {
         return freed
     }
 
-    private func writeAndDetach(_ dirty: [PageIndex]) -> Int {
+    // MARK: Ahead of need
+
+    /// Pages written in one go, each `scanMilliseconds`: 1 MiB/s at most where that is half a second.
+    private static let idlePages = 128
+    /// Chunks looked at for them.
+    private static let idleChunks: UInt64 = 16
+
+    /// While nothing comes in, pages that have not been written for long are written back, so that taking them away later costs no write. They stay resident.
+    private func writeBackIdle() {
+        let now = Clock.nanoseconds()
+        let age = core.settings.idleWriteBackMilliseconds
+        guard age > 0, now - lastIdleWrite >= core.settings.scanMilliseconds * 1_000_000, !core.mapperGone.load(ordering: .relaxed) else { return }
+        lastIdleWrite = now
+        let pagesIn = core.counters.pagesInDemand.load(ordering: .relaxed) &+ core.counters.pagesInAhead.load(ordering: .relaxed)
+        defer { pagesInAtIdle = pagesIn }
+        // One that fits into its budget never gives up any page.
+        let budget = core.budget
+        guard pagesIn == pagesInAtIdle, budget.limit < table.pageCount, table.residentPages > budget.low - budget.limit / 8, table.dirtyPages > 0,
+            diskFullSince == nil
+        else { return }
+        let old = idleCandidates(Stamp.units(covering: max(age, core.quietMillisecondsMax)))
+        guard !old.isEmpty, scanner.scan(around: old) else { return }
+        _ = write(old.filter { table[$0].isDirty })
+    }
+
+    /// Ascending.
+    private func idleCandidates(_ units: Int64) -> [PageIndex] {
+        let judgement = core.quiet.judgement()
+        var old: [PageIndex] = []
+        for _ in 0..<min(Self.idleChunks, table.chunkCount) where old.count < Self.idlePages {
+            let chunk = idleCursor >> chunkShift
+            let end = min(table.pageCount, (chunk + 1) << chunkShift)
+            if table.wasTouched(chunk: chunk) {
+                while idleCursor < end, old.count < Self.idlePages {
+                    let entry = table[idleCursor]
+                    if entry.isDirty, !entry.pinned, !entry.slotRetired, judgement.units(since: entry.stamp) >= units { old.append(idleCursor) }
+                    idleCursor += 1
+                }
+            } else {
+                idleCursor = end
+            }
+            if idleCursor >= table.pageCount { idleCursor = 0 }
+        }
+        return old.sorted()
+    }
+
+    // MARK: Writing
+
+    /// Writes these back; returns those that have a valid slot now.
+    private func write(_ dirty: [PageIndex]) -> [PageIndex] {
+        if dirty.isEmpty { return [] }
         var outcome = writeBack.run(dirty)
         if writeBack.hasFailures {
             let alone = writeBack.settleFailures()
             outcome.cleaned = (outcome.cleaned + alone.cleaned).sorted()
             outcome.full = outcome.full ?? alone.full
             outcome.failing = alone.failing
-            guard scanner.scan(around: outcome.cleaned) else { return 0 }
+            guard scanner.scan(around: outcome.cleaned) else { return [] }
         }
         noteDisk(outcome)
-        let freed = detacher.detach(outcome.cleaned)
+        return outcome.cleaned
+    }
+
+    private func writeAndDetach(_ dirty: [PageIndex]) -> Int {
+        let cleaned = write(dirty)
+        let freed = detacher.detach(cleaned)
         signalFaults(freed)
         return freed
     }

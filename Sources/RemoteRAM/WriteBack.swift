@@ -22,6 +22,10 @@ final class WriteBack {
     /// Pages of one write, and writes at the same time: 8 × 256 KiB keep an SSD busy.
     static let runPages: UInt64 = 64
     static let depth = 8
+    /// Writes at the same time while guests wait for single pages: each of these waits behind what the disk has already.
+    static let depthBesideFaults = 2
+    /// At least one in so many pages that come in is waited for: the reads are no sweep.
+    private static let pagesPerFault: UInt64 = 8
     /// Pages of one batch.
     static let pagesMax = Int(runPages) * depth
 
@@ -44,10 +48,24 @@ final class WriteBack {
     }
 
     private static let waitNanoseconds: Int64 = 10_000_000
+    /// Writes that this batch may have in flight.
+    private var depthNow = WriteBack.depth
+    private var demandBefore: UInt64 = 0
+    private var aheadBefore: UInt64 = 0
+
+    /// Looks at what has been read since the last batch.
+    private func chooseDepth() {
+        let demand = core.counters.pagesInDemand.load(ordering: .relaxed)
+        let ahead = core.counters.pagesInAhead.load(ordering: .relaxed)
+        let isWaitedFor = demand != demandBefore && ahead &- aheadBefore < (demand &- demandBefore) * Self.pagesPerFault
+        depthNow = isWaitedFor ? Self.depthBesideFaults : Self.depth
+        (demandBefore, aheadBefore) = (demand, ahead)
+    }
 
     /// Writes back those of `pages` (ascending, at most `pagesMax`) that are dirty. Returns when all writes have completed.
     func run(_ pages: [PageIndex]) -> Outcome {
         hasWritten = false
+        chooseDepth()
         return write(pages)
     }
 
@@ -82,7 +100,7 @@ final class WriteBack {
 
     /// Reads a run out of the memfd and queues what is not zero.
     private func start(_ run: PageRange, zeros: inout [PageIndex], outcome: inout Outcome) {
-        while freeJobs.isEmpty { reap(&outcome) }
+        while freeJobs.count <= Self.depth - depthNow { reap(&outcome) }
         let index = freeJobs.removeLast()
         let buffer = ring.buffer(index)
         do throws(Errno) {

@@ -90,7 +90,7 @@ struct ConfinementTests {
         for page in 0..<(Self.bytes >> 12) { client[page, 3] = page + 1 }
         #expect(try ask(daemon, ControlRequest(.budget, vm: "a", bytes: 4 << 20)).ok == true)
         // Those about other hosts are refused, since there are none.
-        let refused: [ControlRequest.Command] = [.release, .migrate, .migrateDryRun, .migrateFinish, .migrateCommit, .migrateAbort]
+        let refused: [ControlRequest.Command] = [.release, .migrate, .migrateDryRun, .migrateThrottle, .migrateFinish, .migrateCommit, .migrateAbort]
         for command in ControlRequest.Command.allCases where command != .budget && command != .trace {
             let reply = try ask(daemon, ControlRequest(command, vm: "a"))
             #expect(reply.ok == true || refused.contains(command), "\(command): \(reply.error ?? "")")

@@ -328,6 +328,34 @@ extension DeviceTests {
             #expect(guest.firstWrong(PageRange(0, 512), seed: 30) == nil)
         }
 
+        @Test(
+            "What nobody has written for long is written back when nothing else is to be done, and stays; taking it away later costs no write",
+            arguments: [300, 0])
+        func idleWriteBack(milliseconds: Int64) throws {
+            let directory = TemporaryDirectory()
+            let guest = try Guest(Guest.device(pages: Self.pages, budget: 2048, directory: directory) { $0.idleWriteBackMilliseconds = milliseconds })
+            defer { guest.stop() }
+            let (used, counters) = (PageRange(0, 1700), guest.device.counters)
+            guest.fill(used, seed: 31)
+            if milliseconds == 0 {
+                // As long as the other one takes, by scans.
+                let scans = counters.scans.value
+                #expect(eventually { counters.scans.value > scans + 40 })
+                #expect(counters.pagesWritten.value == 0)
+                return
+            }
+            #expect(eventually { guest.device.table.dirtyPages == 0 })
+            #expect(counters.pagesOut.value == 0 && guest.device.residentPages >= Int64(used.count))
+            // Written again, it is not what its slot holds any more.
+            guest[7] += 1
+            guest[7] -= 1
+            #expect(eventually { counters.pagesWritten.value > used.count && guest.device.table.dirtyPages == 0 })
+            let written = counters.pagesWritten.value
+            #expect(guest.evictAll())
+            #expect(counters.pagesWritten.value == written && counters.pagesOutClean.value >= used.count)
+            #expect(guest.firstWrong(used, seed: 31) == nil)
+        }
+
         @Test("A swap directory that does not exist is refused") func noDirectory() {
             #expect(throws: MemoryDevice.Failure.swapFile("/nonexistent/x.swap", .noEntry)) {
                 _ = try MemoryDevice(name: "x", pageCount: 1024, settings: DeviceSettings(swapDirectory: "/nonexistent")) { _ in }
