@@ -27,9 +27,7 @@ final class FaultThread {
     /// Of faults on pages that were never used: how memory is filled says nothing about how it is used.
     private var fillAhead: ReadAhead
     /// Faults that wait for room in the budget, a free slot, or memory.
-    private var parked: [(page: PageIndex, arrived: Int64)] = []
-    /// There was no memory to install a page: faults that wait are not answered before this time.
-    private var retryNotBefore: Int64 = 0
+    private var parked: [(page: PageIndex, arrived: Int64, notBefore: Int64)] = []
     /// The fault that is being answered has waited long enough: it may exceed the budget.
     private var ignoresBudget = false
     /// The fault that is being answered has waited for room, a slot or memory.
@@ -102,9 +100,10 @@ final class FaultThread {
     }
 
     private var pause: Int64 {
-        if let oldest = parked.lazy.map(\.arrived).min() {
+        if !parked.isEmpty {
             let now = Clock.nanoseconds()
-            return max(Self.parkedNanosecondsMin, retryNotBefore - now, min(Self.parkedNanoseconds, parkedNanosecondsMax - (now - oldest)))
+            let next = parked.lazy.map { max($0.notBefore, min(now + Self.parkedNanoseconds, $0.arrived + self.parkedNanosecondsMax)) }.min() ?? now
+            return max(Self.parkedNanosecondsMin, min(Self.parkedNanoseconds, next - now))
         }
         return discarding.isEmpty ? Self.idleNanoseconds : Self.parkedNanoseconds
     }
@@ -192,9 +191,10 @@ final class FaultThread {
         }
     }
 
-    private func park(_ page: PageIndex, arrived: Int64) {
+    /// `lacksMemory`: its page could not be installed. Each try reads the disk, so the next comes in a moment, not whenever something completes. Those that wait for room only are not held up by that.
+    private func park(_ page: PageIndex, arrived: Int64, lacksMemory: Bool = false) {
         // Signals and needless wake-ups raise a fault again.
-        if !parked.contains(where: { $0.page == page }) { parked.append((page, arrived)) }
+        if !parked.contains(where: { $0.page == page }) { parked.append((page, arrived, lacksMemory ? Clock.nanoseconds() + Self.parkedNanoseconds : 0)) }
         noteParked()
         counters.faultsParked.add(1)
         core.faultsParked.store(true, ordering: .sequentiallyConsistent)
@@ -202,12 +202,13 @@ final class FaultThread {
     }
 
     private func retryParked() {
-        guard !parked.isEmpty, Clock.nanoseconds() >= retryNotBefore else { return }
+        guard !parked.isEmpty else { return }
         defer { noteParked() }
-        let waiting = parked
-        parked.removeAll(keepingCapacity: true)
-        core.faultsParked.store(false, ordering: .sequentiallyConsistent)
         let now = Clock.nanoseconds()
+        let waiting = parked.filter { $0.notBefore <= now }
+        if waiting.isEmpty { return }
+        parked.removeAll { $0.notBefore <= now }
+        if parked.isEmpty { core.faultsParked.store(false, ordering: .sequentiallyConsistent) }
         isRetrying = true
         for fault in waiting {
             // A guest over its budget is better than one that hangs or loses a direct read.
@@ -301,11 +302,7 @@ final class FaultThread {
     /// Why pages could not be installed.
     private func note(_ error: Errno) {
         if error == .noProcess { core.noteMapperGone() }
-        if error == .noMemory {
-            // Each try reads the disk; those that wait already try again in a moment, not whenever something completes.
-            retryNotBefore = Clock.nanoseconds() + Self.parkedNanoseconds
-            core.noteNoMemory()
-        }
+        if error == .noMemory { core.noteNoMemory() }
     }
 
     private func giveBack(_ page: PageIndex, to phase: PageEntry.Phase) {
@@ -544,7 +541,7 @@ final class FaultThread {
                         note(error)
                         for left in page..<pages.end {
                             giveBack(left, to: .ssd)
-                            if slot.isDemand, error != .noProcess { park(left, arrived: slot.arrived) }
+                            if slot.isDemand, error != .noProcess { park(left, arrived: slot.arrived, lacksMemory: error == .noMemory) }
                         }
                         break
                     }

@@ -37,6 +37,8 @@ final class HeatThread {
     private var unitCost = 5_000.0
     private var isTold = false
     private var refusals = 0
+    /// The same of pages that were to be watched, which are asked for more often.
+    private var watchRefusals = 0
     /// Pages that may be watched.
     private var watchCredit = 0
     private var faultsWatched: UInt64 = 0
@@ -64,6 +66,7 @@ final class HeatThread {
         profile = ReuseProfile(probeCount: map.probes.count, stridePages: map.probes.stridePages)
         probesOut = [Stamp?](repeating: nil, count: map.probes.count)
         budget = SamplingBudget(nanosecondsPerSecond: heat.settings.nanosecondsPerSecond(pageCount: table.pageCount))
+        faultsWatched = core.counters.faultsSSD.load(ordering: .relaxed)
         guestBudget = SamplingBudget(nanosecondsPerSecond: heat.settings.guestNanosecondsPerSecond(pageCount: table.pageCount))
     }
 
@@ -206,20 +209,23 @@ final class HeatThread {
     private func watch() {
         guard let watches = core.watches else { return }
         let zapper = heat.zapper.withLock { $0 }
-        watches.isOpen.store(zapper != nil && refusals < Self.refusalsMax, ordering: .relaxed)
+        watches.isOpen.store(zapper != nil && watchRefusals < Self.refusalsMax, ordering: .relaxed)
         let faults = core.counters.faultsSSD.load(ordering: .relaxed)
         watchCredit = min(Self.watchCreditMax, watchCredit + Int(clamping: faults &- faultsWatched) * Self.watchesPerFault)
         faultsWatched = faults
         var pages: [PageIndex] = []
         watches.take { page in if pages.count < watchCredit, table[page].phase == .dram, core.mapper.address(of: page) != nil { pages.append(page) } }
-        guard let zapper, refusals < Self.refusalsMax, !pages.isEmpty else { return }
-        watchCredit -= pages.count
+        guard let zapper, watchRefusals < Self.refusalsMax, !pages.isEmpty else { return }
         let began = Clock.threadNanoseconds()
         var runs = RunBuilder()
         for page in pages.sorted() where runs.runs.last.map({ page >= $0.end }) ?? true { runs.append(page) }
         // Not what the sampling is worth and costs.
         let sampling = (report.zapped, report.vmmTime)
-        _ = zap(runs.runs, by: zapper) { watches.noteDone($0) }
+        watchCredit -= Int(runs.runs.reduce(0) { $0 + $1.count })
+        let refusalsBefore = refusals
+        let isDone = zap(runs.runs, by: zapper) { watches.noteDone($0) }
+        watchRefusals = isDone ? 0 : refusals > refusalsBefore ? watchRefusals + 1 : watchRefusals
+        refusals = refusalsBefore
         report.watched += report.zapped - sampling.0
         report.watchTime += Clock.threadNanoseconds() - began + report.vmmTime - sampling.1
         (report.zapped, report.vmmTime) = sampling
@@ -253,12 +259,25 @@ final class HeatThread {
         }
         let units = Double(ranges.count)
         let blocks = pickBlocks(max: Int((left - units) / Self.blockUnits))
-        for probe in probes { probesOut[probe] = table[map.probes.page(probe)].stamp }
+        for probe in probes {
+            tellWatched(map.probes.page(probe))
+            probesOut[probe] = table[map.probes.page(probe)].stamp
+        }
+        for block in blocks {
+            for index in 0..<HeatMap.blockPages where block.resident >> index & 1 != 0 { tellWatched(block.block * HeatMap.blockPages + index) }
+        }
         for block in blocks.lazy.map(\.block) { core.mapper.forEachPiece(of: pages(of: block)) { ranges.append($1) } }
         let answered = zap(ranges, by: zapper)
         isTold = isTold || answered
         if answered { blocksOut = blocks } else { for probe in probes { probesOut[probe] = nil } }
         return units + Double(blocks.count) * Self.blockUnits
+    }
+
+    /// A watched page that goes into the sample is not there any more when the policy asks: what it has shown is told before.
+    private func tellWatched(_ page: PageIndex) {
+        guard let watches = core.watches else { return }
+        if watches.use(of: page) == .used { noteRead(page) }
+        watches.forget(page)
     }
 
     private func zap(_ ranges: [PageRange], by zapper: any PageZapper, _ done: (PageRange) -> Void = { _ in }) -> Bool {

@@ -18,7 +18,7 @@ final class ReclaimThread {
     private var lastStall: Int64 = 0
     private var fruitless = 0
     private var lastFree: Int64 = 0
-    private var lastIdleWrite: Int64 = 0
+    private var idleNotBefore: Int64 = 0
     private var idleCursor: UInt64 = 0
     private var pagesInAtIdle: UInt64 = 0
     private var diskFullSince: Int64?
@@ -187,6 +187,11 @@ final class ReclaimThread {
         core.counters.pagesOutClean.add(UInt64(freed))
         signalFaults(freed)
         if !dirty.isEmpty { freed += writeAndDetach(dirty) }
+        // Room was made without a write: the budget holds, whatever the disk does. The next page that must be written tells how it is.
+        if dirty.isEmpty, freed > 0, diskFullSince != nil, table.residentPages <= core.budget.high {
+            diskFullSince = nil
+            setBlocked(false)
+        }
         return freed
     }
 
@@ -197,22 +202,32 @@ final class ReclaimThread {
     /// Chunks looked at for them.
     private static let idleChunks: UInt64 = 16
 
+    /// After a write that failed, so long nothing is tried. Judging the disk and its slots is left to those who must page out.
+    private static let idleFailureNanoseconds: Int64 = 60_000_000_000
+
     /// While nothing comes in, pages that have not been written for long are written back, so that taking them away later costs no write. They stay resident.
     private func writeBackIdle() {
         let now = Clock.nanoseconds()
-        let age = core.settings.idleWriteBackMilliseconds
-        guard age > 0, now - lastIdleWrite >= core.settings.scanMilliseconds * 1_000_000, !core.mapperGone.load(ordering: .relaxed) else { return }
-        lastIdleWrite = now
-        let pagesIn = core.counters.pagesInDemand.load(ordering: .relaxed) &+ core.counters.pagesInAhead.load(ordering: .relaxed)
+        let age = min(core.settings.idleWriteBackMilliseconds, Stamp.graceMillisecondsMax)
+        guard age > 0, now >= idleNotBefore, !core.mapperGone.load(ordering: .relaxed) else { return }
+        idleNotBefore = now + core.settings.scanMilliseconds * 1_000_000
+        let counters = core.counters
+        let pagesIn = counters.pagesInDemand.value &+ counters.pagesInAhead.value &+ counters.pagesInPeer.value &+ counters.faultsZero.value
         defer { pagesInAtIdle = pagesIn }
         // One that fits into its budget never gives up any page.
         let budget = core.budget
         guard pagesIn == pagesInAtIdle, budget.limit < table.pageCount, table.residentPages > budget.low - budget.limit / 8, table.dirtyPages > 0,
             diskFullSince == nil
         else { return }
-        let old = idleCandidates(Stamp.units(covering: max(age, core.quietMillisecondsMax)))
+        let units = Stamp.units(covering: max(age, core.quietMillisecondsMax))
+        let old = idleCandidates(units)
         guard !old.isEmpty, scanner.scan(around: old) else { return }
-        _ = write(old.filter { table[$0].isDirty })
+        let judgement = core.quiet.judgement()
+        let outcome = writeBack.run(old.filter { table[$0].isDirty && judgement.units(since: table[$0].stamp) >= units })
+        if writeBack.hasFailures || outcome.full != nil {
+            writeBack.dropFailures()
+            idleNotBefore = now + Self.idleFailureNanoseconds
+        }
     }
 
     /// Ascending.

@@ -9,7 +9,7 @@ package import Synchronization
 /// A page without its bit has not been taken out as far as is known, and its presence says nothing. All of this is a hint: what is lost or late makes a decision worse, never wrong.
 ///
 /// Memory: one bit for each page, as far as it is used.
-/// Concurrency: the reclaim thread calls `ask`, `use` and `forget`; the heat thread calls `take` and `noteDone`.
+/// Concurrency: the reclaim thread calls `ask`; the heat thread calls `take` and `noteDone`; both may call `use` and `forget`.
 package final class Watches: @unchecked Sendable {
     private let mapping: Mapping
     private let words: UnsafeMutablePointer<Atomic<UInt64>>

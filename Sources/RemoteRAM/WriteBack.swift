@@ -36,6 +36,8 @@ final class WriteBack {
         jobs = [Job](repeating: Job(), count: Self.depth)
         freeJobs = Array(0..<Self.depth)
         checksums.reserveCapacity(Self.pagesMax)
+        demandBefore = core.counters.pagesInDemand.load(ordering: .relaxed)
+        aheadBefore = core.counters.pagesInAhead.load(ordering: .relaxed)
     }
 
     struct Outcome {
@@ -100,7 +102,9 @@ final class WriteBack {
 
     /// Reads a run out of the memfd and queues what is not zero.
     private func start(_ run: PageRange, zeros: inout [PageIndex], outcome: inout Outcome) {
-        while freeJobs.count <= Self.depth - depthNow { reap(&outcome) }
+        // Where faults wait for room, writes are what they wait for.
+        let isShort = core.faultsParked.load(ordering: .relaxed) || core.table.residentPages > core.budget.room
+        while freeJobs.count <= Self.depth - (isShort ? Self.depth : depthNow) { reap(&outcome) }
         let index = freeJobs.removeLast()
         let buffer = ring.buffer(index)
         do throws(Errno) {
@@ -187,6 +191,12 @@ final class WriteBack {
 
     /// The disk has taken a page since `run` was called.
     private var hasWritten = false
+
+    /// Failed writes are forgotten: their pages are dirty as before, and nothing is said of their slots.
+    func dropFailures() {
+        suspects = []
+        failedAlone = []
+    }
 
     /// Something has failed since `settleFailures`.
     var hasFailures: Bool { !suspects.isEmpty || !failedAlone.isEmpty }

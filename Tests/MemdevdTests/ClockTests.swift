@@ -5,7 +5,7 @@ import Testing
 /// No guest depends on the time of day: it can be set back and forth while they run. Migrations are numbered by it (`Migrations.now`): one with a number that is not after the last
 /// is refused, with the reason. A certificate's dates are looked at when a server starts, and a trace says when it began.
 @Suite struct ClockTests {
-    @Test("The daemon asks no clock but CLOCK_MONOTONIC, except for the numbers of migrations, a certificate's dates and the beginning of a trace, and waits for no moment of another")
+    @Test("The daemon asks no clock but CLOCK_MONOTONIC, except for numbers of migrations, dates of certificates and traces")
     func monotonic() throws {
         let root = String(#filePath.prefix(upTo: #filePath.range(of: "/Tests/")!.lowerBound))
         let others =

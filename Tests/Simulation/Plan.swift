@@ -11,6 +11,7 @@ struct Plan {
     /// 0: the VMM promises that there is no DMA.
     let graceMilliseconds: Int64
     let readAheadPagesMax: UInt64
+    let idleWriteBackMilliseconds: Int64
     let spinMicroseconds: Int64
     let scanMilliseconds: Int64
     let pipeIsSmall: Bool
@@ -132,6 +133,7 @@ struct Plan {
         diskFull = maybe(8)
         rotOneIn = maybe(12) ? 30 : 0
         noMemorySpellNanoseconds = !isLong && maybe(6) ? [1_000_000, 20_000_000, 100_000_000][below(3)] : 0
+        idleWriteBackMilliseconds = [0, 150, 600, 30_000][below(4)]
     }
 
     var description: String {

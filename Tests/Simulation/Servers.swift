@@ -85,6 +85,7 @@ final class Servers {
         settings.scanMilliseconds = world.plan.scanMilliseconds
         settings.faultSpinMicroseconds = world.plan.spinMicroseconds
         settings.readAheadPagesMax = world.plan.readAheadPagesMax
+        settings.idleWriteBackMilliseconds = world.plan.idleWriteBackMilliseconds
         settings.vault = world.vault
         return settings
     }
