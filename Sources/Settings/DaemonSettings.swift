@@ -27,7 +27,7 @@ public struct DaemonSettings: Sendable, Equatable {
     public var scanIntervalMilliseconds = 500
     public var faultSpin = FaultSpin.automatic
     /// Ask the kernel for no deep idle states while VMs fault often: faults wake sleeping processors faster, idle ones use more power.
-    public var keepCPUsAwake = false
+    public var keepCPUsAwake = true
     /// Most bytes read around a faulting page; 0 reads nothing ahead.
     public var readAheadMax: UInt64 = 2 << 20
 

@@ -2,12 +2,13 @@ import Glibc
 import Kernel
 
 /// Keeps processors out of deep idle states while there are many faults. Waking a sleeping one can cost more than the rest of a fault (in a virtual machine 40 of 100 µs,
-/// measured), and a fault between two processors needs it twice. The request stands while `/dev/cpu_dma_latency` is open and the last thing written to it was 0
+/// measured), and a fault between two processors needs it twice. The request stands while `/dev/cpu_dma_latency` is open, for what was last written to it
 /// (Documentation/power/pm_qos_interface.rst); the keeper has opened it, and holds it from one server to the next.
 /// Concurrency: belongs to the main thread.
 struct CPULatency: ~Copyable {
     /// Lives as long as the process; -1: there is none.
     private let request: Int32
+    private let microseconds: Int32
     private var isHeld = true
     private var lastFaults: UInt64 = 0
     private var quietSeconds = 0
@@ -18,8 +19,13 @@ struct CPULatency: ~Copyable {
     /// `PM_QOS_DEFAULT_VALUE`: no wish.
     private static let anyMicroseconds: Int32 = -1
 
+    /// In a virtual machine sleeping is an exit to the hypervisor, and idle processors poll; on hardware the first idle state is near enough and saves most of the power.
+    private static let virtualMicroseconds: Int32 = 0
+    private static let hardwareMicroseconds: Int32 = 20
+
     /// `request`: the device, open for writing; nil: it cannot be had.
-    init(request: consuming Descriptor?) {
+    init(request: consuming Descriptor?, isVirtual: Bool = Self.runsOnHypervisor) {
+        microseconds = isVirtual ? Self.virtualMicroseconds : Self.hardwareMicroseconds
         if let request { self.request = request.release() } else { self.request = -1 }
         // A server that has died may have left its wish.
         _ = ask(false)
@@ -35,9 +41,17 @@ struct CPULatency: ~Copyable {
         return quietSeconds > Self.holdSeconds ? ask(false) : isBusy ? ask(true) : nil
     }
 
+    /// The kernel has found a hypervisor below it (x86: a flag of its processors). Where it does not say, there is none.
+    private static var runsOnHypervisor: Bool {
+        guard let file = try? Descriptor.open("/proc/cpuinfo", flags: O_RDONLY), let bytes = try? file.bytes(16384, at: 0) else { return false }
+        return String(decoding: bytes, as: UTF8.self).split(separator: "\n").contains {
+            $0.hasPrefix("flags") && $0.split(separator: " ").contains("hypervisor")
+        }
+    }
+
     private mutating func ask(_ wanted: Bool) -> Errno? {
         if wanted == isHeld || hasFailed { return nil }
-        var microseconds: Int32 = wanted ? 0 : Self.anyMicroseconds
+        var microseconds: Int32 = wanted ? self.microseconds : Self.anyMicroseconds
         var failure: Errno?
         if request >= 0 {
             if unsafe write(request, &microseconds, 4) != 4 { failure = Errno(errno) }

@@ -18,7 +18,7 @@ import Testing
     }
 
     @Test("Many faults in a second ask for processors that stay awake, a few quiet seconds end that") func holds() throws {
-        var latency = CPULatency(request: try device())
+        var latency = CPULatency(request: try device(), isVirtual: true)
         // What a server before this one has asked for counts no longer.
         #expect(try wishes() == [-1])
         #expect(latency.tick(faults: 999) == nil)
@@ -38,8 +38,14 @@ import Testing
         #expect(try wishes() == [-1, 0, -1, 0])
     }
 
+    @Test("On hardware the first idle state is left to idle processors") func hardware() throws {
+        var latency = CPULatency(request: try device(), isVirtual: false)
+        _ = latency.tick(faults: 1000)
+        #expect(try wishes() == [-1, 20])
+    }
+
     @Test("Faults that went with a device are no faults") func countersGoBack() throws {
-        var latency = CPULatency(request: try device())
+        var latency = CPULatency(request: try device(), isVirtual: true)
         _ = latency.tick(faults: 500)
         #expect(latency.tick(faults: 0) == nil)
         #expect(try wishes() == [-1])
