@@ -15,6 +15,10 @@ package final class Outgoing: Sendable {
         package var postCopy = PostCopy.never
         /// Connections for pages, 1 to `Message.streamsMax`; fewer where the destination takes no more.
         package var streams = 1
+        /// What one of them may take to join, in all its parts; the first connection says nothing meanwhile, so it must be well below `PeerLink.silenceMilliseconds`.
+        package var joinMilliseconds: Int32 = 5000
+        /// How often the destination hears that somebody is there.
+        package var aliveMilliseconds: Int32 = 2000
         /// Called before the destination may serve the VM without having all of it, when it serves it for good, and when neither is so any more; makes it outlive this process.
         /// False: it cannot be made so.
         package var noteHandOver: @Sendable (HandOver) -> Bool = { _ in true }
@@ -38,6 +42,9 @@ package final class Outgoing: Sendable {
         case settled
         case none
     }
+
+    /// Makes one more connection to the destination, within so many milliseconds.
+    package typealias ConnectSide = @Sendable (_ milliseconds: Int32) throws(MigrationFailure) -> any PeerStream
 
     private let device: MemoryDevice
     private let epoch: UInt64
@@ -85,8 +92,8 @@ package final class Outgoing: Sendable {
     /// Why the last order was not carried out; taken.
     package func takeRefusal() -> String? { refusals.withLock { $0.popLast() } }
 
-    /// Runs the migration to its end, done or failed.
-    package func run(connect: @escaping @Sendable () throws(MigrationFailure) -> any PeerStream) {
+    /// Runs the migration to its end, done or failed. `connectSide`: makes the connections of further streams; nil: `connect` does.
+    package func run(connect: @escaping @Sendable () throws(MigrationFailure) -> any PeerStream, connectSide: ConnectSide? = nil) {
         do throws(MigrationFailure) {
             guard let copier = PageCopier(device) else { throw .local("VM \(device.name) has no running VMM") }
             guard device.table.poisonedPages == 0 else {
@@ -96,7 +103,7 @@ package final class Outgoing: Sendable {
                 throw .local("VM \(device.name) is still arriving: \(device.table.peerPages) of its pages are at the host that it comes from")
             }
             let link = try PeerLink(try connect(), isSource: true, epoch: epoch)
-            SourceLoop(device: device, copier: copier, link: link, options: options, owner: self, connect: connect).run()
+            SourceLoop(device: device, copier: copier, link: link, options: options, owner: self, connect: connect, connectSide: connectSide).run()
         } catch {
             show { figures in
                 figures.state = .failed

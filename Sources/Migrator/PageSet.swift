@@ -9,6 +9,9 @@ struct PageSet: Sendable {
 
     func contains(_ page: PageIndex) -> Bool { words[Int(page >> 6)] & (1 << (page & 63)) != 0 }
 
+    /// Of 64 pages, from page `index` × 64 on.
+    func word(_ index: Int) -> UInt64 { words[index] }
+
     mutating func insert(_ page: PageIndex) {
         if contains(page) { return }
         words[Int(page >> 6)] |= 1 << (page & 63)

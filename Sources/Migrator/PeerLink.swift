@@ -22,11 +22,12 @@ package final class PeerLink: @unchecked Sendable {
         self.socket = socket
         sending = FrameOrder(fromSource: isSource, epoch: epoch)
         receiving = FrameOrder(fromSource: !isSource, epoch: epoch)
-        do throws(Errno) {
-            try socket.setTimeouts(milliseconds: Self.silenceMilliseconds)
-        } catch {
-            throw .link("setting up the connection", error)
-        }
+        try limitSilence(milliseconds: Self.silenceMilliseconds)
+    }
+
+    /// For how long the peer may keep silent, or acknowledge nothing.
+    func limitSilence(milliseconds: Int32) throws(MigrationFailure) {
+        do throws(Errno) { try socket.setTimeouts(milliseconds: milliseconds) } catch { throw .link("setting up the connection", error) }
     }
 
     package var epoch: UInt64 { receiving.epoch }

@@ -23,12 +23,28 @@ final class SideStream: @unchecked Sendable {
 
     private static let aliveMilliseconds: Int32 = 2000
 
-    /// Makes a connection one more stream of a migration that the destination has prepared; nothing is sent over it yet.
-    static func join(_ link: PeerLink, host: String, _ join: Message.Join) throws(MigrationFailure) {
+    /// Makes a connection one more stream of a migration that the destination has prepared; nothing is sent over it yet. `until`: the destination must have answered by then.
+    static func join(_ link: PeerLink, host: String, _ join: Message.Join, until: Deadline) throws(MigrationFailure) {
+        try link.limitSilence(milliseconds: try until.left())
         try link.send(.hello(host: host, features: .streams))
         guard case .welcome(_, let features) = try answer(link), features.contains(.streams) else { throw .form("no WELCOME for a HELLO") }
+        try link.limitSilence(milliseconds: try until.left())
         try link.send(.join(join))
         guard case .joined = try answer(link) else { throw .form("no JOINED for a JOIN") }
+        try link.limitSilence(milliseconds: PeerLink.silenceMilliseconds)
+    }
+
+    /// The end of what may take so long in all its parts.
+    struct Deadline {
+        private let end: Int64
+        init(milliseconds: Int32) { end = Clock.nanoseconds() + Int64(milliseconds) * 1_000_000 }
+
+        /// In milliseconds, at least 1.
+        func left() throws(MigrationFailure) -> Int32 {
+            let left = end - Clock.nanoseconds()
+            guard left > 0 else { throw .link("joining", .timedOut) }
+            return Int32(max(1, left / 1_000_000))
+        }
     }
 
     /// Of a connection that has joined. `whenDone` is called on its thread after each pass.
@@ -69,6 +85,14 @@ final class SideStream: @unchecked Sendable {
         state.withLock { state in
             defer { state.outcome = nil }
             return state.outcome
+        }
+    }
+
+    /// Why its pass has failed, if it has; it stays to be taken.
+    var failure: MigrationFailure? {
+        state.withLock { state in
+            guard case .failure(let failure) = state.outcome else { return nil }
+            return failure
         }
     }
 

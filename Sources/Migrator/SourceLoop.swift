@@ -31,17 +31,19 @@ final class SourceLoop {
     /// Of streams that have ended.
     private(set) var finished = StreamSender.Progress()
     let connect: @Sendable () throws(MigrationFailure) -> any PeerStream
+    /// The same for one more stream, within so many milliseconds.
+    private let connectSide: Outgoing.ConnectSide?
     /// Orders that came in the middle of a pass.
     private var later: [SourceMachine.Order] = []
 
     var turnNanoseconds: Int64 { Int64((isEager ? Convergence.eagerTurnMilliseconds : Convergence.turnMilliseconds) * 1e6) }
-    private static let aliveNanoseconds: Int64 = 2_000_000_000
 
     init(
         device: MemoryDevice, copier: PageCopier, link: PeerLink, options: Outgoing.Options, owner: Outgoing,
-        connect: @escaping @Sendable () throws(MigrationFailure) -> any PeerStream
+        connect: @escaping @Sendable () throws(MigrationFailure) -> any PeerStream, connectSide: Outgoing.ConnectSide?
     ) {
         self.connect = connect
+        self.connectSide = connectSide
         isPostCopy = options.postCopy == .atOnce
         self.device = device
         self.copier = copier
@@ -97,13 +99,15 @@ final class SourceLoop {
         if case .waiting = machine.state, now - roundBegan >= turnNanoseconds { handle(.turn) }
         if copier.isStopped { handle(.failed("the VMM of \(device.name) has ended")) }
         if now - lastHeard > Int64(PeerLink.silenceMilliseconds) * 1_000_000 { handle(.lost(.link("the destination is silent", .timedOut))) }
-        if isAliveDue(now), !machine.isOver, !machine.isCut { send(.alive) }
+        if !machine.isOver, !machine.isCut { do throws(MigrationFailure) { try sendAliveIfDue() } catch { handle(.lost(error)) } }
     }
 
-    private func isAliveDue(_ now: Int64) -> Bool {
-        guard now - lastAlive > Self.aliveNanoseconds else { return false }
+    /// What else goes over this connection counts for nothing: it may be long ago.
+    func sendAliveIfDue() throws(MigrationFailure) {
+        let now = Clock.nanoseconds()
+        guard now - lastAlive >= Int64(options.aliveMilliseconds) * 1_000_000 else { return }
         lastAlive = now
-        return true
+        try link.send(.alive)
     }
 
     private func receive() {
@@ -170,10 +174,6 @@ final class SourceLoop {
         }
     }
 
-    private func send(_ message: Message) {
-        do throws(MigrationFailure) { try link.send(message) } catch { handle(.lost(error)) }
-    }
-
     private func lastWords() -> Message? {
         while link.isReadable, case .message(let message)? = try? link.receive() { if case .refused = message { return message } }
         return nil
@@ -184,6 +184,7 @@ final class SourceLoop {
     /// Orders and refusals are heard during a long pass too. True when the last pass is wanted.
     func betweenChunks() throws(MigrationFailure) -> Bool {
         if copier.isStopped { throw .local("the VMM of \(device.name) has ended") }
+        for side in sides { if let failure = side.failure { throw failure } }
         for order in owner.takeOrders() { if case .abort(let why) = order { throw .aborted(why) } else { later.append(order) } }
         if link.isReadable {
             guard case .message(let message)? = try link.receive() else { throw .link("the destination has closed the connection", .connectionReset) }
@@ -216,8 +217,13 @@ final class SourceLoop {
             _ = owner.wait(link, milliseconds: Self.sideMilliseconds)
             if try betweenChunks(), pass != .last { for side in left { side.hasten() } }
             // Nothing else goes over this one meanwhile.
-            if isAliveDue(Clock.nanoseconds()) { try link.send(.alive) }
+            try sendAliveIfDue()
         }
+    }
+
+    func connectSide(milliseconds: Int32) throws(MigrationFailure) -> any PeerStream {
+        guard let connectSide else { return try connect() }
+        return try connectSide(milliseconds)
     }
 
     private static let sideMilliseconds: Int32 = 100

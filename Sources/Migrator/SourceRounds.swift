@@ -8,7 +8,7 @@ extension SourceLoop {
     func makePlan(_ grant: Message.Grant) throws(MigrationFailure) {
         self.grant = grant.residentPages
         figures.grantPages = grant.residentPages
-        let joined = machine.features.contains(.streams) ? joinStreams() : []
+        let joined = machine.features.contains(.streams) ? try joinStreams() : []
         let count = joined.count + 1
         func sender(_ link: PeerLink, _ index: Int) throws(MigrationFailure) -> StreamSender {
             guard let copier = index == 0 ? copier : PageCopier(device) else { throw .local("the VMM of \(device.name) has ended") }
@@ -51,25 +51,37 @@ extension SourceLoop {
         }
     }
 
-    /// As many as are wanted and can be had.
-    private func joinStreams() -> [PeerLink] {
+    /// As many as are wanted and can be had. The destination must not think meanwhile that nobody is there. Throws when this connection fails.
+    private func joinStreams() throws(MigrationFailure) -> [PeerLink] {
         var joined: [PeerLink] = []
         for stream in 1..<UInt32(min(options.streams, Message.streamsMax)) {
             do throws(MigrationFailure) {
-                let side = try PeerLink(try connect(), isSource: true, epoch: link.epoch)
-                do throws(MigrationFailure) {
-                    try SideStream.join(side, host: options.host, Message.Join(vm: device.name, pageCount: device.pageCount, stream: stream))
-                } catch {
-                    side.cut()
-                    throw error
-                }
-                joined.append(side)
+                try sendAliveIfDue()
             } catch {
-                figures.streamsProblem = error.description
+                for side in joined { side.cut() }
+                throw error
+            }
+            do throws(MigrationFailure) {
+                joined.append(try join(stream))
+            } catch {
+                figures.streamsProblem = "stream \(stream): \(error)"
                 break
             }
         }
         return joined
+    }
+
+    private func join(_ stream: UInt32) throws(MigrationFailure) -> PeerLink {
+        let deadline = SideStream.Deadline(milliseconds: options.joinMilliseconds)
+        let side = try PeerLink(try connectSide(milliseconds: try deadline.left()), isSource: true, epoch: link.epoch)
+        do throws(MigrationFailure) {
+            let join = Message.Join(vm: device.name, pageCount: device.pageCount, stream: stream)
+            try SideStream.join(side, host: options.host, join, until: deadline)
+        } catch {
+            side.cut()
+            throw error
+        }
+        return side
     }
 
     private func scan() throws(MigrationFailure) {
@@ -79,7 +91,7 @@ extension SourceLoop {
     /// Room that nobody uses over there goes to the streams that have something to send. All that was sent is where it belongs.
     private func shareRoom() {
         let senders = senders
-        let quotas = Quota.next(used: senders.map { $0.isResidentThere.members }, wanted: senders.map { $0.dirtyCount }, grant: grant)
+        let quotas = Quota.next(used: senders.map { $0.isResidentThere.members }, wanted: senders.map { $0.wantedCount }, grant: grant)
         for (sender, quota) in zip(senders, quotas) { sender.quota = quota }
     }
 

@@ -36,13 +36,16 @@ extension StreamSender {
         let takesUnquiet = pass == .last || pass == .round(isEager: true)
         var end = start
         var kind: (isFinal: Bool, toDRAM: Bool)?
+        /// Pages of the run that need room.
+        var newPages: UInt64 = 0
         while end < limit, end - start < UInt64(PagesHead.pagesMax), copier.place(of: end) == .dram {
             let isFinal = pass == .last || copier.isQuiet(end)
             if let kind, kind.isFinal != isFinal { break }
             var toDRAM = false
             if isFinal || takesUnquiet {
-                toDRAM = goesToDRAM(end, pending: end - start)
+                toDRAM = goesToDRAM(end, pending: newPages)
                 if let kind, kind.toDRAM != toDRAM { break }
+                if toDRAM, !isResidentThere.contains(end) { newPages += 1 }
             }
             kind = (isFinal, toDRAM)
             end += 1
@@ -59,7 +62,7 @@ extension StreamSender {
 
     private func goesToDRAM(_ page: PageIndex, pending: UInt64) -> Bool {
         if isResidentThere.contains(page) { return true }
-        guard isResidentThere.members + pending + UInt64(dram.entries.count) < quota else { return false }
+        guard isResidentThere.members + pending + dram.newPages < quota else { return false }
         return pass == .first ? plan.goesToDRAM(rank: Int(device.table[page].heat)) : true
     }
 

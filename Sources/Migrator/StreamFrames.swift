@@ -34,7 +34,12 @@ extension StreamSender {
                 case .busy: break
                 }
             }
-            if toDRAM { dram.entries += kept } else { cold.entries += kept }
+            if toDRAM {
+                dram.entries += kept
+                for entry in kept where !isResidentThere.contains(entry.page) { dram.newPages += 1 }
+            } else {
+                cold.entries += kept
+            }
             shown.withLock { $0.pagesDone += piece.count }
             run.start = piece.end
         }
@@ -80,6 +85,7 @@ extension StreamSender {
         // Ascending is what the frame promises, and passes go upwards.
         let head = PagesHead(place: batch.place, entries: batch.entries)
         batch.entries.removeAll(keepingCapacity: true)
+        batch.newPages = 0
         try unsafe send(head, batch.memory, between)
     }
 

@@ -1,12 +1,14 @@
 /// Which streams of a migration have joined at the destination, and what each has brought. Pure.
 ///
-///      (absent) ─join▶ settled ─pages, zeros▶ moving ─ROUND, flushed▶ settled …      left: its connection has ended
+///      (absent) ─join▶ joined ─pages, zeros▶ moving ─ROUND, flushed▶ settled ─pages, zeros▶ moving …      left: its connection has ended
 ///
 /// The connection with PREPARE says when a round or all of it is over. The source does so when it has heard from every other stream that what it brought is where it belongs; so no page
 /// is overtaken by an older copy of itself: between two such moments a page travels over one stream only. Here what is known to be otherwise is refused; what is still on its way
 /// cannot be seen from here.
 package struct StreamRoll: Equatable, Sendable {
     package enum Member: Equatable, Sendable {
+        /// Nothing has come over it.
+        case joined
         case settled, moving
         case left(String)
     }
@@ -21,7 +23,7 @@ package struct StreamRoll: Equatable, Sendable {
         try checkOpen()
         guard stream >= 1, stream < UInt32(Message.streamsMax) else { throw .form("stream \(stream), 1 to \(Message.streamsMax - 1) are possible") }
         guard members[stream] == nil else { throw .form("stream \(stream) has joined already") }
-        members[stream] = .settled
+        members[stream] = .joined
     }
 
     /// Something comes over it.
@@ -33,17 +35,20 @@ package struct StreamRoll: Equatable, Sendable {
     /// All that came over it is where it belongs.
     package mutating func settle(_ stream: UInt32) throws(MigrationFailure) {
         try checkOpen()
-        members[stream] = .settled
+        if members[stream] == .moving { members[stream] = .settled }
     }
 
-    /// Its connection has ended. Afterwards the migration cannot go on, unless all of it had come.
-    package mutating func leave(_ stream: UInt32, _ why: String) { if !isClosed, members[stream] != nil { members[stream] = .left(why) } }
+    /// Its connection has ended. Afterwards the migration cannot go on, unless all of it had come, or nothing over this stream: the source may not know that it has joined.
+    package mutating func leave(_ stream: UInt32, _ why: String) {
+        guard !isClosed, let member = members[stream] else { return }
+        members[stream] = member == .joined ? nil : .left(why)
+    }
 
     /// Everything of all streams is where it belongs; or what is not.
     package func checkSettled() throws(MigrationFailure) {
         for (stream, member) in members.sorted(by: { $0.key < $1.key }) {
             switch member {
-            case .settled: break
+            case .joined, .settled: break
             case .moving: throw .form("the end of a round while stream \(stream) still moves")
             case .left(let why): throw .local("stream \(stream) of the migration has ended: \(why)")
             }

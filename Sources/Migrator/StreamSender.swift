@@ -59,6 +59,8 @@ final class StreamSender: @unchecked Sendable {
     struct Batch {
         let memory: UnsafeMutableRawPointer
         var entries: [MovedPage] = []
+        /// Those of them that need room which they do not have yet.
+        var newPages: UInt64 = 0
         let place: PagesHead.Place
         var room: UInt64 { UInt64(PagesHead.pagesMax - entries.count) }
         var end: UnsafeMutableRawPointer { unsafe memory + entries.count * pageBytes }
@@ -90,6 +92,16 @@ final class StreamSender: @unchecked Sendable {
         let log = device.table.dirtyLog
         var count: UInt64 = 0
         for chunk in share.chunks(of: device.table.chunkCount) { count += log.count(in: words(of: chunk)) }
+        return count
+    }
+
+    /// The same of those that need room in the destination's DRAM.
+    var wantedCount: UInt64 {
+        let log = device.table.dirtyLog
+        var count: UInt64 = 0
+        for chunk in share.chunks(of: device.table.chunkCount) {
+            for index in words(of: chunk) { count += UInt64((log.marks(index) & ~isResidentThere.word(index)).nonzeroBitCount) }
+        }
         return count
     }
 

@@ -45,6 +45,9 @@ package final class DirtyLog: @unchecked Sendable {
         return unsafe words[index].exchange(0, ordering: .sequentiallyConsistent)
     }
 
+    /// The same, and they stay.
+    package func marks(_ index: Int) -> UInt64 { unsafe words[index].load(ordering: .relaxed) }
+
     /// Number of marks, about, while others mark.
     package var count: UInt64 { count(in: takes) }
 

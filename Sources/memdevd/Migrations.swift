@@ -158,7 +158,9 @@ final class Migrations: Sendable {
         logger.notice("migration to \(peer.name) (\(address)) begins, epoch \(outgoing.figures.epoch)", metadata: ["vm": "\(vm)"])
         let (logger, security) = (logger, security)
         _ = try Thread(name: "mdd-migrate") {
-            outgoing.run { () throws(MigrationFailure) in try Self.connect(address, peer.name, security) }
+            outgoing.run(
+                connect: { () throws(MigrationFailure) in try Self.connect(address, peer.name, security) },
+                connectSide: { (milliseconds) throws(MigrationFailure) in try Self.connect(address, peer.name, security, within: milliseconds) })
             let figures = outgoing.figures
             if let problem = figures.streamsProblem {
                 logger.warning("only \(figures.streams) of \(streams) streams to \(peer.name): \(problem)", metadata: ["vm": "\(vm)"])
@@ -237,16 +239,21 @@ final class Migrations: Sendable {
         return UInt64(time.tv_sec) * 1_000_000_000 + UInt64(time.tv_nsec)
     }
 
-    private static func connect(_ address: NetworkAddress, _ name: String, _ security: PeerSecurity) throws(MigrationFailure) -> any PeerStream {
+    /// `within`: milliseconds for all of it.
+    private static func connect(
+        _ address: NetworkAddress, _ name: String, _ security: PeerSecurity, within milliseconds: Int32 = connectMilliseconds + TLSStream.shakeMilliseconds
+    ) throws(MigrationFailure) -> any PeerStream {
+        let end = Clock.nanoseconds() + Int64(milliseconds) * 1_000_000
         let socket: StreamSocket
         do throws(Errno) {
-            socket = try StreamSocket.connect(to: address, milliseconds: connectMilliseconds)
+            socket = try StreamSocket.connect(to: address, milliseconds: min(connectMilliseconds, milliseconds))
             try socket.configure(deadMilliseconds: PeerLink.silenceMilliseconds)
         } catch {
             throw .link("connecting to the memdevd of \(name) at \(address)", error)
         }
         guard case .tls(let credentials) = security else { return socket }
-        return try TLSStream.open(socket, credentials, isClient: true, names: [name], place: "\(name) (\(address))").0
+        let left = Int32(max(1, min(Int64(TLSStream.shakeMilliseconds), (end - Clock.nanoseconds()) / 1_000_000)))
+        return try TLSStream.open(socket, credentials, isClient: true, names: [name], place: "\(name) (\(address))", milliseconds: left).0
     }
 
     private static func add(_ job: Job, _ state: inout State) {

@@ -33,7 +33,7 @@ private func judge(_ message: Message) {
         precondition((1..<Message.streamsMax).contains(Int(join.stream)) && join.pageCount > 0 && !join.vm.contains("/") && !join.vm.hasPrefix("."))
         var roll = StreamRoll()
         try? roll.join(join.stream)
-        precondition(roll.members[join.stream] == .settled)
+        precondition(roll.members[join.stream] == .joined)
     default: break
     }
     var machine = DestinationMachine(host: "b")

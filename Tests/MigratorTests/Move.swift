@@ -22,6 +22,9 @@ final class Move: @unchecked Sendable {
     private let isFirst = Mutex(true)
     /// Every HELLO with features is refused, as by a memdevd of before them.
     let isOldTarget: Bool
+    /// What becomes of connections after the first.
+    enum Further { case served, losingJoined, mute }
+    private let furtherKind: Further
     /// What the source's disk cannot do, but for the guest's own faults.
     let diskFails = DiskFlag()
 
@@ -30,9 +33,11 @@ final class Move: @unchecked Sendable {
     /// `room`: DRAM at the destination, in pages.
     init(
         seed: SeededGenerator, budget: UInt64 = pages, room: UInt64 = pages, noDMA: Bool = true, grace: Int64 = 300, fill: UInt64 = 3000,
-        streams: Int = 1, bytesPerSecondMax: UInt64 = 0, isOldTarget: Bool = false
+        streams: Int = 1, bytesPerSecondMax: UInt64 = 0, isOldTarget: Bool = false, further: Further = .served, joinMilliseconds: Int32 = 5000,
+        aliveMilliseconds: Int32 = 2000
     ) throws {
         self.isOldTarget = isOldTarget
+        furtherKind = further
         let disk = diskFails
         source = try Guest.device(pages: Self.pages, budget: budget, name: "moved", directory: directory) {
             $0.graceMilliseconds = grace
@@ -45,6 +50,8 @@ final class Move: @unchecked Sendable {
         var options = Outgoing.Options()
         options.host = "here"
         options.streams = streams
+        options.joinMilliseconds = joinMilliseconds
+        options.aliveMilliseconds = aliveMilliseconds
         options.bytesPerSecondMax = bytesPerSecondMax
         outgoing = try Outgoing(device: source, epoch: 7, options: options)
         let pair = try StreamSocket.pair()
@@ -72,9 +79,10 @@ final class Move: @unchecked Sendable {
         do throws(Errno) {
             let pair = try StreamSocket.pair()
             let incoming = Incoming(pair.1, target: target)
-            let thread = try Thread(name: "incoming") { incoming.run() }
+            let isMute = furtherKind == .mute
+            let thread = try Thread(name: "incoming") { if !isMute { incoming.run() } }
             further.withLock { $0.append((pair.1, thread)) }
-            return pair.0
+            return furtherKind == .losingJoined ? LosingJoined(pair.0) : pair.0
         } catch {
             throw .link("connecting", error)
         }
@@ -108,6 +116,26 @@ final class Move: @unchecked Sendable {
         }
         for (_, thread) in rest { thread.join() }
     }
+}
+
+/// A connection whose JOINED does not arrive, although it has been sent.
+private final class LosingJoined: PeerStream {
+    private let socket: StreamSocket
+    private let receives = Atomic<Int>(0)
+    init(_ socket: StreamSocket) { self.socket = socket }
+
+    func receive(into buffer: UnsafeMutableRawBufferPointer) throws(Errno) -> Bool {
+        // After WELCOME's head and payload.
+        if receives.add(1, ordering: .relaxed).oldValue < 2 { return try unsafe socket.receive(into: buffer) }
+        _ = eventually { socket.isReadable() }
+        throw .timedOut
+    }
+    func setTimeouts(milliseconds: Int32) throws(Errno) { try socket.setTimeouts(milliseconds: milliseconds) }
+    func send(_ first: UnsafeRawBufferPointer, _ second: UnsafeRawBufferPointer) throws(Errno) { try unsafe socket.send(first, second) }
+    func wait(or counter: borrowing EventCounter, milliseconds: Int32) -> StreamSocket.Ready { socket.wait(or: counter, milliseconds: milliseconds) }
+    func isReadable() -> Bool { socket.isReadable() }
+    func shutDown() { socket.shutDown() }
+    var explanation: String? { nil }
 }
 
 /// Writes pages in random order, and knows what must be in each.
@@ -180,6 +208,10 @@ final class Target: MigrationTarget {
     let refusal = Mutex<String?>(nil)
     let finishFailure = Mutex<String?>(nil)
     let joinRefusal = Mutex<String?>(nil)
+    /// Who joins waits until the source has said ALIVE since the one before it.
+    let joinsAwaitAlive = Atomic<Bool>(false)
+    private let looks = Atomic<Int>(0)
+    private let looksAtJoin = Atomic<Int>(0)
     let arriving = Mutex<Arrival?>(nil)
     let isForgotten = Atomic<Bool>(false)
     let isFinished = Atomic<Bool>(false)
@@ -212,6 +244,11 @@ final class Target: MigrationTarget {
     func join(_ join: Message.Join, epoch: UInt64) throws(MigrationFailure) -> Arrival {
         if let text = joinRefusal.withLock({ $0 }) { throw .local(text) }
         guard let arrival = arriving.withLock({ $0 }) else { throw .local("nothing comes") }
+        if joinsAwaitAlive.load(ordering: .acquiring) {
+            let before = looksAtJoin.load(ordering: .acquiring)
+            guard eventually(within: 4000, { looks.load(ordering: .acquiring) > before }) else { throw .local("no ALIVE before stream \(join.stream)") }
+            looksAtJoin.store(looks.load(ordering: .acquiring), ordering: .releasing)
+        }
         return arrival
     }
 
@@ -220,7 +257,10 @@ final class Target: MigrationTarget {
             residentPages: grant, budgetPages: device.budget, diskBytes: 1 << 30, vmm: .attached, refusal: refusal.withLock { $0 } ?? "")
     }
 
-    func vmm(of vm: String) -> Message.VMMState { .listening("somewhere") }
+    func vmm(of vm: String) -> Message.VMMState {
+        looks.add(1, ordering: .acquiringAndReleasing)
+        return .listening("somewhere")
+    }
 
     func resume(_ resume: Message.Resume, epoch: UInt64) throws(MigrationFailure) -> MemoryDevice? { device.table.peerPages > 0 ? device : nil }
 

@@ -130,6 +130,93 @@ import Testing
         move.source.stop()
     }
 
+    @Test("A stream that dies ends the migration at once, not when the first one has sent its own part") func streamCutEarly() throws {
+        let move = try Move(seed: SeededGenerator(for: "streamCutEarly"), streams: 3, bytesPerSecondMax: 512 << 10)
+        move.writer.fill()
+        try move.start()
+        #expect(eventually { move.outgoing.figures.pagesDone > 0 })
+        move.cutFurther(0)
+        #expect(move.wait(for: .failed), "\(move.outgoing.figures)")
+        let figures = move.outgoing.figures
+        #expect(figures.error?.contains("stream 1") == true, "\(figures.error ?? "")")
+        // The first one's own part, and another's as long, are two thirds.
+        #expect(figures.pagesDone < figures.pagesTotal * 3 / 5, "\(figures)")
+        move.join()
+        move.target.guest.stop()
+        move.source.stop()
+    }
+
+    @Test(
+        "A stream whose JOINED is lost, or that is not answered, is done without; the rest of the migration is whole",
+        arguments: [.losingJoined, .mute] as [Move.Further])
+    func joinFails(further: Move.Further) throws {
+        let move = try Move(seed: SeededGenerator(for: "joinFails"), streams: 3, further: further, joinMilliseconds: further == .mute ? 50 : 5000)
+        move.writer.fill()
+        try move.start()
+        // Before an ordinary wait of a connection would end.
+        #expect(move.wait(for: .waiting, within: 12_000), "\(move.outgoing.figures)")
+        #expect(move.furtherCount == 1)
+        #expect(move.outgoing.figures.streams == 1)
+        #expect(move.outgoing.figures.streamsProblem?.contains("stream 1") == true)
+        move.outgoing.order(.finish)
+        #expect(move.wait(for: .ready), "\(move.outgoing.figures)")
+        move.outgoing.order(.commit)
+        #expect(move.wait(for: .done))
+        move.join()
+        #expect(move.writer.firstWrong(in: move.target.guest) == nil)
+        move.target.guest.stop()
+        move.source.stop()
+    }
+
+    @Test("Between joins the first connection says that somebody is there") func aliveWhileJoining() throws {
+        let move = try Move(seed: SeededGenerator(for: "aliveWhileJoining"), streams: 6, aliveMilliseconds: 0)
+        move.target.joinsAwaitAlive.store(true, ordering: .releasing)
+        move.writer.fill()
+        try move.start()
+        #expect(move.wait(for: .waiting), "\(move.outgoing.figures)")
+        #expect(move.outgoing.figures.streams == 6, "\(move.outgoing.figures.streamsProblem ?? "")")
+        move.outgoing.order(.abort("test"))
+        #expect(move.wait(for: .failed))
+        move.join()
+        move.target.guest.stop()
+        move.source.stop()
+    }
+
+    /// Seven pages that the destination has in DRAM, and seven that it has not, all dirty.
+    private func sender(_ move: Move) throws -> StreamSender {
+        for page in UInt64(1)..<15 { move.guest[page, 0] = page }
+        let copier = try #require(PageCopier(move.source))
+        let link = try PeerLink(move.link.source, isSource: true, epoch: 7)
+        let sender = try StreamSender(
+            device: move.source, copier: copier, link: link, share: StreamShare(index: 0, count: 1), limit: SharedRateLimit(bytesPerSecond: 0))
+        move.source.table.dirtyLog.begin()
+        for page in UInt64(1)..<8 { sender.isResidentThere.insert(page) }
+        for page in UInt64(1)..<15 { move.source.table.dirtyLog.set(page) }
+        return sender
+    }
+
+    @Test("Dirty pages that have their room in DRAM already want no more of it") func wanted() throws {
+        let move = try Move(seed: SeededGenerator(for: "wanted"))
+        let sender = try sender(move)
+        #expect(sender.dirtyCount == 14 && sender.wantedCount == 7)
+        move.source.table.dirtyLog.end()
+        move.target.guest.stop()
+        move.source.stop()
+    }
+
+    @Test("Pages that have their room in DRAM already take none from others while they are on their way; no page goes beyond it", arguments: [10, 14])
+    func quota(pages: UInt64) throws {
+        let move = try Move(seed: SeededGenerator(for: "quota"))
+        let sender = try sender(move)
+        sender.quota = pages
+        try sender.copier.scan()
+        try sender.run(.last) { () throws(MigrationFailure) in false }
+        #expect(sender.isResidentThere.members == pages && sender.isColdThere.members == 14 - pages)
+        move.source.table.dirtyLog.end()
+        move.target.guest.stop()
+        move.source.stop()
+    }
+
     @Test("A stream that is cut after READY changes nothing") func streamCutLate() throws {
         let move = try Move(seed: SeededGenerator(for: "streamCutLate"), streams: 2)
         move.writer.fill()

@@ -36,7 +36,8 @@ import Testing
 
     @Test("A stream that has ended ends the migration, unless all had come", arguments: [false, true]) func left(wasMoving: Bool) throws {
         var roll = try roll(1, 2)
-        if wasMoving { try roll.move(1) }
+        try roll.move(1)
+        if !wasMoving { try roll.settle(1) }
         roll.leave(1, "cut")
         #expect(throws: MigrationFailure.local("stream 1 of the migration has ended: cut")) { try roll.finish() }
         // Nor does it come back.
@@ -45,6 +46,16 @@ import Testing
         try roll.finish()
         roll.leave(1, "cut")
         try roll.checkSettled()
+    }
+
+    @Test("A stream that ends before anything has come over it was never there", arguments: [false, true]) func unused(hasEndedRound: Bool) throws {
+        var roll = try roll(1, 2)
+        if hasEndedRound { try roll.settle(1) }
+        roll.leave(1, "cut")
+        #expect(roll.members == [2: .joined])
+        try roll.checkSettled()
+        try roll.join(1)
+        try roll.finish()
     }
 
     @Test("When all has come, or none of it is wanted, nothing more is taken", arguments: [false, true]) func closed(isFinished: Bool) throws {
