@@ -92,7 +92,10 @@ extension FaultInjection {
             #expect(first.text == "joined")
             #expect(try join(hosts, as: "a", epoch: epoch).text.contains("stream 1 has joined already"))
             #expect(try join(hosts, as: "a", epoch: epoch, stream: 15).text == "joined")
-            // The last one has gone with its connection: the migration cannot go on.
+            // One that has brought something has gone with its connection: the migration cannot go on. The last one had brought nothing.
+            try first.link.send(.zeros([PageRange(0, 1)]))
+            try first.link.send(.round(1))
+            guard case .message(.roundDone(1, _))? = try first.link.receive() else { return #expect(Bool(false), "\(hosts.b.log)") }
             first.link.cut()
             var word = ""
             var round: UInt32 = 0
