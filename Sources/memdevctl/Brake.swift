@@ -52,8 +52,13 @@ struct QEMUBrake: Brake {
         try release()
         if isForeign { return }
         try wait(min(Self.runMillisecondsMax, max(run, (lastStood ?? 0) * Double(100 - percent) / Double(percent))))
+        // Whoever has paused it by now is somebody else. What they do between this and QEMU's answer to `stop` cannot be told apart from it.
+        let isRunning = try monitor.execute("query-status")["running"]?.bool ?? false
+        monitor.forget("STOP")
+        let paused = try monitor.event("STOP", milliseconds: 0)
+        isForeign = !isRunning || paused != nil
+        if isForeign { return }
         let asked = Now.milliseconds
-        while try monitor.event("STOP", milliseconds: 0) != nil {}
         // From here on it may stand still, whatever becomes of the answer.
         stoppedAt = asked
         try monitor.execute("stop")
@@ -72,19 +77,22 @@ struct QEMUBrake: Brake {
         stoppedAt = nil
         let stood = Now.milliseconds - at
         (lastStood, stoppedSum) = (stood, stoppedSum + stood)
-        while try monitor.event("RESUME", milliseconds: 0) != nil {}
+        monitor.forget("RESUME")
     }
 }
 
 /// A command of the operator's, with the percentage as its last argument: for every VMM.
 struct CommandBrake: Brake {
     private let command: String
+    private let secondsMax: Double
     private var isSet = false
 
-    private static let secondsMax = 30.0
     private static let pollMicroseconds: useconds_t = 5000
 
-    init(_ command: String) { self.command = command }
+    init(_ command: String, secondsMax: Double = 30) {
+        self.command = command
+        self.secondsMax = secondsMax
+    }
 
     var stood: (stopped: Double, of: Double)? { nil }
     var isForeign: Bool { false }
@@ -110,21 +118,30 @@ struct CommandBrake: Brake {
         defer { posix_spawn_file_actions_destroy(&actions) }
         // Standard output is memdevctl's own, JSON perhaps.
         posix_spawn_file_actions_adddup2(&actions, STDERR_FILENO, STDOUT_FILENO)
+        // In a group of its own, so that all of it can be ended; such a group must not read from the terminal.
+        posix_spawn_file_actions_addopen(&actions, STDIN_FILENO, "/dev/null", O_RDONLY, 0)
+        var attributes = posix_spawnattr_t()
+        posix_spawnattr_init(&attributes)
+        defer { posix_spawnattr_destroy(&attributes) }
+        posix_spawnattr_setpgroup(&attributes, 0)
+        var obeyed = Interruption.obeyed
+        posix_spawnattr_setsigdefault(&attributes, &obeyed)
+        posix_spawnattr_setflags(&attributes, Int16(POSIX_SPAWN_SETPGROUP | POSIX_SPAWN_SETSIGDEF))
         var arguments: [UnsafeMutablePointer<CChar>?] = [strdup("/bin/sh"), strdup("-c"), strdup(text), nil]
         defer { for argument in arguments { free(argument) } }
         var pid: pid_t = 0
-        let code = posix_spawn(&pid, "/bin/sh", &actions, nil, &arguments, environ)
+        let code = posix_spawn(&pid, "/bin/sh", &actions, &attributes, &arguments, environ)
         if code != 0 { throw Failure(.refused, "cannot run the command '\(text)': \(ErrorText.of(code))") }
-        let end = Now.milliseconds + Self.secondsMax * 1000
+        let end = Now.milliseconds + secondsMax * 1000
         var status: Int32 = 0
         while true {
             let found = waitpid(pid, &status, WNOHANG)
             if found == pid { break }
             if found < 0, errno != EINTR { throw Failure(.refused, "the command '\(text)': \(ErrorText.of(errno))") }
             if Now.milliseconds > end {
-                kill(pid, SIGKILL)
+                kill(-pid, SIGKILL)
                 while waitpid(pid, &status, 0) < 0, errno == EINTR {}
-                throw Failure(.refused, "the command '\(text)' has not ended within \(Int(Self.secondsMax)) s")
+                throw Failure(.refused, "the command '\(text)' has not ended within \(Int(secondsMax)) s")
             }
             usleep(Self.pollMicroseconds)
         }

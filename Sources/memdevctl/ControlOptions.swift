@@ -20,8 +20,10 @@ struct ControlOptions: ParsableArguments {
     }
 
     /// Sends `request` and returns the last line of the reply. Throws the daemon's words when it refuses.
-    func send(_ request: ControlRequest, progress: (ControlReply.Progress) -> Void = { _ in }) throws(Failure) -> ControlReply {
-        let reply = try ask(request, progress: progress)
+    func send(
+        _ request: ControlRequest, silenceSecondsMax: Int = ControlClient.silenceSecondsMax, progress: (ControlReply.Progress) -> Void = { _ in }
+    ) throws(Failure) -> ControlReply {
+        let reply = try ask(request, silenceSecondsMax, progress: progress)
         if reply.denied == true { throw Failure(.notPermitted, reply.error ?? "not permitted") }
         if reply.ok != true { throw Failure(.refused, reply.error ?? "the daemon refused without a reason") }
         return reply
@@ -30,7 +32,7 @@ struct ControlOptions: ParsableArguments {
     private static let questionsMax = 3
 
     /// A server that dies takes the question with it; its heir listens at the same socket. What can be asked twice is asked again.
-    private func ask(_ request: ControlRequest, progress: (ControlReply.Progress) -> Void) throws(Failure) -> ControlReply {
+    private func ask(_ request: ControlRequest, _ silenceSecondsMax: Int, progress: (ControlReply.Progress) -> Void) throws(Failure) -> ControlReply {
         let canRepeat =
             switch request.command {
             case .version, .list, .stat, .heat, .estimate, .budget, .metrics, .migrations, .receive, .migrateDryRun, .migrateThrottle: true
@@ -40,7 +42,7 @@ struct ControlOptions: ParsableArguments {
         while true {
             left -= 1
             do throws(Failure) {
-                return try ControlClient.connect(to: socket).send(request, progress: progress)
+                return try ControlClient.connect(to: socket, silenceSecondsMax: silenceSecondsMax).send(request, progress: progress)
             } catch {
                 guard error.isLostAnswer, left > 0 else { throw error }
             }

@@ -80,8 +80,7 @@ struct Migrate: ParsableCommand {
         // A VM that is paused half-way must not stay so because of a Ctrl-C.
         Interruption.ignore()
         let address = try deviceState ?? switching.address(begun, seconds: wait)
-        // Who stands still already writes nothing, and is not ours to continue.
-        let brake: (any Brake)? = wantsThrottle && qemu.wasRunning ? throttleCommand.map { CommandBrake($0) } ?? QEMUBrake(monitor) : nil
+        let brake: (any Brake)? = wantsThrottle ? throttleCommand.map { CommandBrake($0) } ?? QEMUBrake(monitor) : nil
         let (reply, throttled) = try switching.run(&qemu, to: address, quit: quit, throttling: brake.map(throttling))
         // What is not there yet comes whether anybody looks or not.
         Interruption.obey()
@@ -97,17 +96,34 @@ struct Migrate: ParsableCommand {
 
     /// An order for a migration that has begun.
     private func goOn() throws {
-        if abort {
-            try stay()
-        } else if finish {
-            try report(control.send(ControlRequest(.migrateFinish, vm: target.vm)))
-        } else {
-            try report(follow(control.send(ControlRequest(.migrateCommit, vm: target.vm))))
+        let reply: ControlReply
+        do {
+            reply = abort ? try stay() : try control.send(ControlRequest(finish ? .migrateFinish : .migrateCommit, vm: target.vm))
+        } catch {
+            // Why the order failed is what counts.
+            if abort || isOver { do { try release() } catch { StandardError.print("memdevctl: making \(target.vm) as fast as before failed: \(error)") } }
+            throw error
         }
         // It stands still or is over there by now, or must not be slower any more.
+        let released = Result { try release() }
+        try report(commit ? follow(reply) : reply)
+        try released.get()
+    }
+
+    /// memdevd says so, or knows nothing of it any more.
+    private var isOver: Bool {
+        guard let reply = try? control.send(ControlRequest(.migrations)) else { return false }
+        let status = reply.migrations?.last { $0.vm == target.vm && $0.direction == .out }
+        return status.map { ["done", "failed"].contains($0.state) } ?? true
+    }
+
+    /// A VM that a command has made slower is as fast as before. Both are tried; the first failure is thrown.
+    private func release() throws {
         guard let throttleCommand else { return }
-        try CommandBrake(throttleCommand).run(0)
-        _ = try control.send(ControlRequest(.migrateThrottle, vm: target.vm))
+        let command = Result { try CommandBrake(throttleCommand).run(0) }
+        let told = Result { try control.send(ControlRequest(.migrateThrottle, vm: target.vm)) }
+        try command.get()
+        _ = try told.get()
     }
 
     /// Without a monitor: until the VMM should be paused. A VM that was made slower is still so then, or what is left would become more before it stands still.
@@ -119,9 +135,11 @@ struct Migrate: ParsableCommand {
         let throttled: Throttling.Report?
         do throws(Failure) {
             throttled = try throttling.run()
+            throttling.say()
         } catch {
             var text = "VM \(target.vm) stays here: \(error.message)"
             do throws(Failure) { try throttling.release() } catch { text += "; making it as fast as before failed too: \(error.message)" }
+            throttling.say()
             _ = try? control.send(ControlRequest(.migrateAbort, vm: target.vm))
             throw Failure(.refused, text)
         }
@@ -174,12 +192,13 @@ struct Migrate: ParsableCommand {
         return try control.send(request) { bar.show($0) }
     }
 
-    private func stay() throws {
+    private func stay() throws -> ControlReply {
         let monitor = try qmp.map { path throws(Failure) in try QEMUMonitor(path: path) }
         try monitor?.execute("migrate_cancel")
         // A memdevctl that was killed while it slowed the VM down may have left it standing still: memdevd knows, for it was told before.
         let status = try control.send(ControlRequest(.migrations)).migrations?.last { $0.vm == target.vm && $0.direction == .out }
-        if status?.throttle != nil, throttleCommand == nil {
+        // After a commit it stands still because it runs over there.
+        if let status, status.throttle != nil, ["copying", "waiting", "failed"].contains(status.state), throttleCommand == nil {
             if let monitor {
                 if try QEMUHandOver.resume(monitor) { StandardError.print("memdevctl: \(target.vm) stood still, to write less; it goes on") }
                 _ = try control.send(ControlRequest(.migrateThrottle, vm: target.vm))
@@ -187,7 +206,7 @@ struct Migrate: ParsableCommand {
                 StandardError.print("memdevctl: \(target.vm) was being slowed down, and may stand still: look at it, or say --qmp or --throttle-command")
             }
         }
-        try report(control.send(ControlRequest(.migrateAbort, vm: target.vm)))
+        return try control.send(ControlRequest(.migrateAbort, vm: target.vm))
     }
 
     private func report(_ reply: ControlReply, stopped: Double? = nil, throttled: Throttling.Report? = nil) throws {
@@ -233,13 +252,18 @@ struct Switching {
         _ qemu: inout QEMUHandOver, to address: String, quit: Bool, throttling: consuming Throttling? = nil
     ) throws(Failure) -> (ControlReply, Throttling.Report?) {
         var throttled: Throttling.Report?
+        // After everything else: nobody may read it.
+        defer { throttling?.say() }
         do throws(Failure) {
+            try qemu.look()
+            // Who stands still already writes nothing, and is not ours to continue.
+            if !qemu.wasRunning { throttling = nil }
             if throttling != nil {
                 Interruption.note()
                 throttled = try throttling?.run()
                 // From here on everything takes moments.
                 Interruption.ignore()
-                if throttling?.brake.isForeign == true { qemu.notePaused() }
+                if throttling?.brake.isForeign == true { qemu.notePaused() } else if throttling?.brake is CommandBrake { try qemu.look() }
             }
             try qemu.prepare()
             // A VM that is stopped when it is migrated would be so over there, too; what it writes until QEMU pauses it is written at full speed.

@@ -22,11 +22,17 @@ struct QEMUHandOver {
 
     init(_ monitor: QEMUMonitor) throws(Failure) {
         self.monitor = monitor
+        wasRunning = false
+        try look()
+    }
+
+    /// Asks anew whether it runs: somebody may have paused it while its memory was copied.
+    mutating func look() throws(Failure) {
         let state = try monitor.execute("query-status")["status"]?.string ?? ""
+        wasRunning = state == "running"
         guard ["running", "paused"].contains(state) else {
             throw Failure(.refused, "QEMU is '\(state)': only a running or a paused VM can be migrated")
         }
-        wasRunning = state == "running"
     }
 
     /// Sets what the migration needs, and notes what was set before.

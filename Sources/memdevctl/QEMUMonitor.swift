@@ -19,6 +19,7 @@ final class QEMUMonitor {
     private static let greetingMilliseconds: Int32 = 10_000
     /// A monitor is silent while QEMU saves or loads, or drains its disks.
     private static let answerMilliseconds: Int32 = 60_000
+    private static let eventsMax = 1000
 
     init(path: String) throws(Failure) {
         self.path = path
@@ -64,23 +65,29 @@ final class QEMUMonitor {
         }
     }
 
-    /// The next event of this name; nil when none has come in time.
+    /// The next event of this name; nil when none has come in time. 0 milliseconds: whatever is there already, also in the socket.
     func event(_ name: String, milliseconds: Int32) throws(Failure) -> Event? {
         let end = Self.now() + Int64(milliseconds)
+        // Whoever sends without an end is not listened to for ever.
+        var late = 0
         while true {
             if let index = events.firstIndex(where: { $0.name == name }) { return events.remove(at: index) }
-            let left = end - Self.now()
-            guard left > 0, let message = try next(milliseconds: Int32(left)) else { return nil }
+            let left = max(0, end - Self.now())
+            late += left == 0 ? 1 : 0
+            guard late <= Self.eventsMax, let message = try next(milliseconds: Int32(left)) else { return nil }
             note(message)
         }
     }
+
+    /// Forgets the events of this name that came before the last answer.
+    func forget(_ name: String) { events.removeAll { $0.name == name } }
 
     private func note(_ message: JSONValue) {
         guard let name = message["event"]?.string else { return }
         let time = message["timestamp"]
         let seconds = Double(time?["seconds"]?.integer ?? 0) + Double(time?["microseconds"]?.integer ?? 0) / 1e6
         events.append(Event(name: name, data: message["data"] ?? .null, seconds: seconds))
-        if events.count > 1000 { events.removeFirst() }
+        if events.count > Self.eventsMax { events.removeFirst() }
     }
 
     // MARK: Lines
@@ -117,8 +124,7 @@ final class QEMUMonitor {
                 }
                 return message
             }
-            let left = end - Self.now()
-            if left <= 0 { return nil }
+            let left = max(0, end - Self.now())
             var poller = pollfd(fd: descriptor, events: Int16(POLLIN), revents: 0)
             let ready = poll(&poller, 1, Int32(left))
             if ready == 0 { return nil }

@@ -10,15 +10,21 @@ struct Throttling {
     /// memdevd takes the VM for one that is slowed down.
     private var isTold = false
     private let began = Now.milliseconds
+    private var bar: ProgressBar
+    /// What it came to, in words. While the VM stands still nothing is written: nobody may read it.
+    private var outcome: String?
 
     /// How often the daemon is asked, at most: several times within the shortest round.
     private static let lookMilliseconds = 20.0
+    /// While the VM stands still for it a daemon that hangs is not waited for as long as otherwise.
+    private static let silenceSecondsMax = 1
 
     init(vm: String, control: ControlOptions, downtimeMilliseconds: Int, brake: any Brake) {
         self.vm = vm
         self.control = control
         self.brake = brake
         throttle = Throttle(downtimeMilliseconds: downtimeMilliseconds)
+        bar = ProgressBar(title: vm)
     }
 
     /// What it came to.
@@ -39,8 +45,6 @@ struct Throttling {
         throttle.note(round: first.round, estimateMilliseconds: first.downtimeEstimate, at: elapsed)
         StandardError.print("memdevctl: \(vm) writes more than can be moved: its processors are made to stand still for a part of the time")
         let start = Now.milliseconds
-        var bar = ProgressBar(title: vm)
-        defer { bar.finish() }
         var converged = false
         turns: while true {
             let status = try status()
@@ -57,26 +61,33 @@ struct Throttling {
                 break turns
             case .exhausted: break turns
             }
-            bar.show(text: Self.line(status, percent: throttle.percent))
-            try turn()
+            try turn(Self.line(status, percent: throttle.percent))
             if brake.isForeign {
                 bar.finish()
                 StandardError.print("memdevctl: somebody else has paused \(vm): it is not slowed down any more")
                 return Report(percent: share, converged: false, duration: Now.milliseconds - start, stopped: brake.stood?.stopped)
             }
         }
-        bar.finish()
         let stopped = brake.stood.map { ", \(Int($0.stopped)) of \(Int($0.of)) ms so far" } ?? ""
         let text = converged ? "enough" : "and that is not enough"
-        StandardError.print("memdevctl: \(vm) stands still for \(throttle.percent) % of the time\(stopped): \(text)")
+        outcome = "memdevctl: \(vm) stands still for \(throttle.percent) % of the time\(stopped): \(text)"
         return Report(percent: throttle.percent, converged: converged, duration: Now.milliseconds - start, stopped: brake.stood?.stopped)
     }
 
-    /// One period, with looks in all of its parts.
-    private mutating func turn() throws(Failure) {
-        var (brake, throttle) = (brake, throttle)
-        defer { (self.brake, self.throttle) = (brake, throttle) }
+    /// Says what it came to. Only when the VM does not stand still for it any more.
+    mutating func say() {
+        bar.finish()
+        if let outcome { StandardError.print(outcome) }
+        outcome = nil
+    }
+
+    /// One period, with looks in all of its parts; it begins with the VM running, and then `line` is shown.
+    private mutating func turn(_ line: String) throws(Failure) {
+        var (brake, throttle, bar, isShown) = (brake, throttle, bar, false)
+        defer { (self.brake, self.throttle, self.bar) = (brake, throttle, bar) }
         try brake.period(percent: throttle.percent) { milliseconds throws(Failure) in
+            if !isShown { bar.show(text: line) }
+            isShown = true
             let end = Now.milliseconds + milliseconds
             while true {
                 let left = end - Now.milliseconds
@@ -110,16 +121,20 @@ struct Throttling {
         if let failure { throw failure }
     }
 
+    /// A command slows the VM down and does not stop it.
+    private var silenceSecondsMax: Int { brake is QEMUBrake ? Self.silenceSecondsMax : ControlClient.silenceSecondsMax }
+
     private func tell(_ percent: Int) throws(Failure) {
         var request = ControlRequest(.migrateThrottle, vm: vm)
         request.percent = percent
-        _ = try control.send(request)
+        _ = try control.send(request, silenceSecondsMax: percent > 0 ? silenceSecondsMax : ControlClient.silenceSecondsMax)
     }
 
     /// The migration as it is now. Throws when it is over, and when somebody wants memdevctl to end.
     private func status() throws(Failure) -> MigrationStatus {
         if let number = Interruption.signal { throw Failure(.refused, "interrupted by signal \(number)") }
-        guard let status = try control.send(ControlRequest(.migrations)).migrations?.last(where: { $0.vm == vm && $0.direction == .out }) else {
+        let all = try control.send(ControlRequest(.migrations), silenceSecondsMax: silenceSecondsMax).migrations
+        guard let status = all?.last(where: { $0.vm == vm && $0.direction == .out }) else {
             throw Failure(.refused, "memdevd knows nothing of the migration any more: has its server been restarted?")
         }
         guard status.state == "waiting" else { throw Failure(.refused, status.error ?? "the migration is '\(status.state)'") }

@@ -25,7 +25,11 @@ struct MigrationCommands {
         case .migrateFinish:
             return try order(.finish, request, until: [.ready])
         case .migrateCommit:
-            return try order(.commit, request, until: [.done, .streaming])
+            _ = try order(.commit, request, until: [.done, .streaming])
+            // It runs over there: whoever finds it standing still here must not let it go on.
+            let vm = try vm(request)
+            try migrations.noteThrottle(vm: vm, percent: 0)
+            return ControlReply(ok: true, migrations: migrations.status(vm: vm).map { [$0] })
         case .migrateAbort:
             return try order(.abort("the operator wished so"), request, until: [.failed])
         case .migrateThrottle:

@@ -13,8 +13,8 @@ final class FakeQEMU: Sendable {
         var migration = "none"
         /// It ran when its migration began, and so it will over there.
         var runsThere: Bool?
-        /// Before this `stop`, counted from 1, somebody else pauses the VM.
-        var isPausedByOthersBeforeStop: Int?
+        /// After the answer to such a command, counted from 1, somebody else pauses the VM: the event is there as soon as the answer is.
+        var isPausedByOthersAfter: (command: String, count: Int)?
         /// Its answer comes, its event does not come before it.
         var sendsEventLate = false
         var count: [String: Int] = [:]
@@ -53,16 +53,15 @@ final class FakeQEMU: Sendable {
     }
 
     private func talk(_ connection: Int32) {
-        write(connection, .object(["QMP": .object([:])]))
+        write(connection, [.object(["QMP": .object([:])])])
         var lines = LineSplitter(bytesMax: 1 << 16)
         var buffer = [UInt8](repeating: 0, count: 4096)
         while true {
             while let line = try? lines.next() {
                 guard let message = try? JSONLine.decode(JSONValue.self, from: line), let name = message["execute"]?.string else { return }
                 let (before, result, after) = state.withLock { Self.execute(name, message["arguments"], &$0) }
-                for event in before { write(connection, Self.event(event)) }
-                write(connection, .object(["return": result]))
-                for event in after { write(connection, Self.event(event)) }
+                // All at once: who has read the answer finds the events there.
+                write(connection, before.map(Self.event) + [.object(["return": result])] + after.map(Self.event))
             }
             let count = recv(connection, &buffer, buffer.count, 0)
             if count <= 0 { return }
@@ -74,8 +73,8 @@ final class FakeQEMU: Sendable {
         .object(["event": .string(name), "timestamp": .object(["seconds": .integer(1), "microseconds": .integer(0)])])
     }
 
-    private func write(_ connection: Int32, _ value: JSONValue) {
-        let bytes = (try? JSONLine.encode(value)) ?? []
+    private func write(_ connection: Int32, _ values: [JSONValue]) {
+        let bytes = values.flatMap { (try? JSONLine.encode($0)) ?? [] }
         _ = send(connection, bytes, bytes.count, Int32(MSG_NOSIGNAL))
     }
 
@@ -83,11 +82,20 @@ final class FakeQEMU: Sendable {
     private static func execute(_ name: String, _ arguments: JSONValue?, _ state: inout State) -> ([String], JSONValue, [String]) {
         state.commands.append(name)
         state.count[name, default: 0] += 1
+        let (before, result, events) = obey(name, arguments, &state)
+        var after = events
+        if let (command, count) = state.isPausedByOthersAfter, name == command, state.count[name] == count, state.isRunning {
+            state.isRunning = false
+            after.append("STOP")
+        }
+        return (before, result, after)
+    }
+
+    private static func obey(_ name: String, _ arguments: JSONValue?, _ state: inout State) -> ([String], JSONValue, [String]) {
         switch name {
         case "query-status":
             return ([], .object(["status": .string(state.isRunning ? "running" : "paused"), "running": .bool(state.isRunning)]), [])
         case "stop":
-            if state.isPausedByOthersBeforeStop == state.count["stop"] { state.isRunning = false }
             let wasRunning = state.isRunning
             state.isRunning = false
             guard wasRunning else { return ([], .object([:]), []) }

@@ -111,15 +111,23 @@ import Testing
             var error: String?
             /// Fails when the VM has stood still for this share.
             var failsAt: Int?
+            /// These are refused with a word.
+            var refuses: Set<ControlRequest.Command> = []
         }
         let fake: FakeDaemon
         private let box: Box
 
-        init(fitsAt: Int, failsAt: Int? = nil) {
-            let box = Box(State(failsAt: failsAt))
-            fake = FakeDaemon { request in box.answer(request, fitsAt: fitsAt) }
+        /// `asked`: called before each answer.
+        init(fitsAt: Int, failsAt: Int? = nil, refuses: Set<ControlRequest.Command> = [], asked: @escaping @Sendable (ControlRequest) -> Void = { _ in }) {
+            let box = Box(State(failsAt: failsAt, refuses: refuses))
+            fake = FakeDaemon { request in
+                asked(request)
+                return box.answer(request, fitsAt: fitsAt)
+            }
             self.box = box
         }
+
+        func set(_ change: (inout State) -> Void) { box.state.withLock { change(&$0) } }
 
         final class Box: Sendable {
             let state: Mutex<State>
@@ -127,6 +135,7 @@ import Testing
 
             func answer(_ request: ControlRequest, fitsAt: Int) -> ControlReply {
                 state.withLock { state in
+                    if state.refuses.contains(request.command) { return ControlReply(ok: false, error: "it is too late") }
                     switch request.command {
                     case .migrateThrottle:
                         state.percent = request.percent ?? 0
@@ -221,7 +230,9 @@ import Testing
         }
     }
 
-    @Test("SIGINT, SIGTERM and SIGHUP while the VM stands still: it runs, and stays here", arguments: [SIGINT, SIGTERM, SIGHUP]) func interrupted(number: Int32)
+    @Test("A signal that ends memdevctl while the VM stands still: it runs, and stays here", arguments: [SIGINT, SIGTERM, SIGHUP, SIGQUIT]) func interrupted(
+        number: Int32
+    )
         throws
     {
         let (daemon, qemu) = (Daemon(fitsAt: 100), FakeQEMU())
@@ -243,13 +254,86 @@ import Testing
         #expect(qemu.isRunning && daemon.shares.last == 0)
     }
 
-    @Test("A VM that somebody else pauses meanwhile stays paused, here and over there") func foreign() throws {
-        let (daemon, qemu) = (Daemon(fitsAt: 100), FakeQEMU(FakeQEMU.State(isPausedByOthersBeforeStop: 3)))
+    @Test("What would stop or end memdevctl while it holds a VM, besides, does not") func held() throws {
+        let (daemon, qemu) = (Daemon(fitsAt: 100), FakeQEMU())
+        defer { end(daemon, qemu) }
+        let running = try migrate(daemon, qemu, "--throttle")
+        for number in [SIGPIPE, SIGTSTP, SIGTTOU] {
+            let stops = qemu.count("stop")
+            #expect(wait(qemu, stops: stops + 1))
+            kill(running.process.processIdentifier, number)
+            #expect(wait(qemu, stops: stops + 3), "signal \(number)")
+        }
+        kill(running.process.processIdentifier, SIGCONT)
+        kill(running.process.processIdentifier, SIGINT)
+        #expect(running.join().error.contains("interrupted by signal 2") && qemu.isRunning)
+    }
+
+    @Test("A standard error that nobody reads does not hold a VM that stands still") func unread() throws {
+        let (daemon, qemu) = (Daemon(fitsAt: 20), FakeQEMU())
+        defer { end(daemon, qemu) }
+        let running = try migrate(daemon, qemu, "--throttle")
+        let (reader, own) = (running.error.fileHandleForReading, "/proc/self/fd/\(running.error.fileHandleForReading.fileDescriptor)")
+        let writer = open(own, O_WRONLY | O_CLOEXEC)
+        // F_SETPIPE_SZ, which Glibc does not have here.
+        try #require(writer >= 0 && fcntl(writer, 1031, 4096) == 4096)
+        #expect(String(decoding: reader.availableData, as: UTF8.self).contains("writes more than can be moved"))
+        // Full from here on.
+        #expect(write(writer, [UInt8](repeating: 10, count: 4096), 4096) == 4096)
+        close(writer)
+        #expect(eventually { qemu.state.withLock { $0.runsThere } == true })
+        // Before standard output, which ends only when all of this has been read.
+        let said = String(decoding: reader.readDataToEndOfFile(), as: UTF8.self)
+        let result = running.join()
+        #expect(result.status == 0 && said.contains("vm stands still for 20 % of the time"), "\(said) \(result)")
+    }
+
+    @Test("A memdevd that is silent while the VM stands still is not waited for as long as otherwise") func silent() throws {
+        let qemu = FakeQEMU()
+        let daemon = Daemon(fitsAt: 100) { request in
+            guard request.command == .migrations else { return }
+            let end = ContinuousClock.now + .seconds(20)
+            while !qemu.isRunning, ContinuousClock.now < end { usleep(2000) }
+        }
+        defer { end(daemon, qemu) }
+        let result = try migrate(daemon, qemu, "--throttle").join()
+        #expect(result.status == 1 && result.error.contains("has not answered for 1 s"), "\(result)")
+        #expect(qemu.isRunning && qemu.count("stop") == 1 && daemon.shares == [20, 0])
+    }
+
+    @Test("A VM that somebody has paused while its memory was copied is not continued when the switch-over fails") func pausedMeanwhile() throws {
+        for more in [[], ["--throttle"], ["--throttle-command", "true"]] {
+            let qemu = FakeQEMU()
+            let daemon = Daemon(fitsAt: 100, refuses: [.migrateFinish]) { request in
+                if request.command == .migrate { qemu.state.withLock { $0.isRunning = false } }
+            }
+            defer { end(daemon, qemu) }
+            let result = try Running(["migrate", "vm", "b", "--qmp", qemu.path] + more, socket: daemon.fake.path).join()
+            #expect(result.status == 1 && result.error.contains("VM vm stays here: it is too late"), "\(result)")
+            #expect(!qemu.isRunning && qemu.count("cont") == 0 && qemu.count("stop") == 0 && daemon.shares.isEmpty)
+        }
+    }
+
+    @Test("--abort lets a VM go on before the switch-over and after a failure, not after", arguments: ["copying", "waiting", "failed", "ready", "done"])
+    func committed(state: String) throws {
+        let (daemon, qemu) = (Daemon(fitsAt: 100), FakeQEMU(FakeQEMU.State(isRunning: false)))
+        defer { end(daemon, qemu) }
+        daemon.set { ($0.percent, $0.state) = (20, state) }
+        _ = try Running(["migrate", "vm", "--abort", "--qmp", qemu.path], socket: daemon.fake.path).join()
+        #expect(qemu.isRunning == ["copying", "waiting", "failed"].contains(state))
+    }
+
+    @Test(
+        "A VM that somebody else pauses meanwhile stays paused, here and over there",
+        // The second one after it was continued; between the question whether it runs and the third stop (two questions come before all stops).
+        arguments: [(command: "cont", count: 2), (command: "query-status", count: 5)])
+    func foreign(command: String, count: Int) throws {
+        let (daemon, qemu) = (Daemon(fitsAt: 100), FakeQEMU(FakeQEMU.State(isPausedByOthersAfter: (command, count))))
         defer { end(daemon, qemu) }
         let result = try migrate(daemon, qemu, "--throttle").join()
         #expect(result.status == 0 && result.error.contains("somebody else has paused vm"), "\(result)")
         let state = qemu.state.withLock { $0 }
-        #expect(state.count["stop"] == 3 && state.count["cont"] == 2 && state.runsThere == false, "\(state.count)")
+        #expect(state.count["stop"] == 2 && state.count["cont"] == 2 && state.runsThere == false, "\(state.count)")
         #expect(daemon.shares == [20, 0])
     }
 
@@ -296,6 +380,44 @@ import Testing
         #expect(byHand.status == 0 && byHand.output.contains("it is slower until then") && told() == "20\n", "\(byHand)")
         let finished = try Running(["migrate", "vm", "--finish", "--throttle-command", "echo >>\(log)"], socket: other.fake.path).join()
         #expect(finished.status == 0 && told() == "20\n0\n" && other.shares == [20, 0], "\(finished)")
+    }
+
+    @Test("A command is given 0 also when memdevd refuses: by --abort always, by the others when the migration is over")
+    func refusedOrder() throws {
+        let log = FileManager.default.temporaryDirectory.appendingPathComponent("throttle-\(UInt64.random(in: 0 ... .max))").path
+        defer { unlink(log) }
+        for (order, state, isTold) in [
+            ("--abort", "done", true), ("--abort", "waiting", true), ("--finish", "failed", true), ("--finish", "waiting", false), ("--commit", "done", true),
+            ("--commit", "ready", false),
+        ] {
+            unlink(log)
+            let daemon = Daemon(fitsAt: 20, refuses: [.migrateAbort, .migrateFinish, .migrateCommit])
+            defer { daemon.fake.stop() }
+            daemon.set { ($0.percent, $0.state) = (20, state) }
+            let result = try Running(["migrate", "vm", order, "--throttle-command", "echo >>\(log)"], socket: daemon.fake.path).join()
+            #expect(result.status == 1 && result.error.contains("it is too late"), "\(result)")
+            let told = (try? String(contentsOfFile: log, encoding: .utf8)) ?? ""
+            #expect(told == (isTold ? "0\n" : "") && daemon.shares == (isTold ? [0] : []), "\(order) \(state): \(told)")
+        }
+        // Without a memdevd it is told in any case, too.
+        unlink(log)
+        let result = try Running(["migrate", "vm", "--abort", "--throttle-command", "echo >>\(log)"], socket: "/nonexistent").join()
+        #expect(result.status == 69 && (try? String(contentsOfFile: log, encoding: .utf8)) == "0\n", "\(result)")
+    }
+
+    @Test("A command that does not end is ended with all that it has started") func commandHangs() throws {
+        let file = FileManager.default.temporaryDirectory.appendingPathComponent("throttle-\(UInt64.random(in: 0 ... .max))").path
+        defer { unlink(file) }
+        let brake = CommandBrake("hang() { sleep 600 & echo $! >\(file); wait; }; hang", secondsMax: 2)
+        #expect(throws: Failure.self) { try brake.run(20) }
+        let pid = try String(contentsOfFile: file, encoding: .utf8).trimmingCharacters(in: .whitespacesAndNewlines)
+        // Gone, or waiting for whoever inherited it.
+        let isGone = eventually {
+            guard let text = try? String(contentsOfFile: "/proc/\(pid)/stat", encoding: .utf8) else { return true }
+            return text.contains(") Z ")
+        }
+        #expect(isGone)
+        if !isGone, let pid = pid_t(pid) { kill(pid, SIGKILL) }
     }
 
     @Test("A command that fails ends the migration, and is told 0") func commandFails() throws {

@@ -22,22 +22,7 @@ struct ConfinementTests {
         return client
     }
 
-    /// The last line of the answer.
-    private func ask(_ daemon: RunningDaemon, _ request: ControlRequest) throws -> ControlReply {
-        let socket = try MessageSocket.connect(path: daemon.controlSocket)
-        try socket.setTimeouts(receiveMilliseconds: 20_000, sendMilliseconds: 20_000)
-        try socket.send(try JSONLine.encode(request))
-        var line: [UInt8] = []
-        while true {
-            var byte: UInt8 = 0
-            guard unsafe read(socket.descriptor.number, &byte, 1) == 1 else { throw Errno(EPIPE) }
-            line.append(byte)
-            guard byte == 10 else { continue }
-            let reply = try JSONLine.decode(ControlReply.self, from: line)
-            if reply.ok != nil { return reply }
-            line = []
-        }
-    }
+    private func ask(_ daemon: RunningDaemon, _ request: ControlRequest) throws -> ControlReply { try daemon.ask(request) }
 
     private func daemonless(_ name: String) -> String { RunningDaemon.status(ofSelf: name) }
 

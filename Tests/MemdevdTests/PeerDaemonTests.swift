@@ -131,6 +131,23 @@ extension FaultInjection {
             #expect(!hosts.a.log.contains("signal 31") && !hosts.b.log.contains("signal 31"))
         }
 
+        @Test("A VM that is slowed down is so no more when it has been committed: nobody takes it for one that may go on here") func throttled() throws {
+            let hosts = try TwoHosts()
+            let vm = try RunningVM("vm", hosts.a)
+            vm.fill(PageRange(0, 100), seed: 1)
+            let there = try RunningVM("vm", hosts.b)
+            #expect(try hosts.a.control(["migrate", "vm", "b"]).status == 0, "\(hosts.a.log)\n\(hosts.b.log)")
+            var request = ControlRequest(.migrateThrottle, vm: "vm")
+            request.percent = 30
+            #expect(try hosts.a.ask(request).ok == true)
+            #expect(try hosts.a.control(["migrate", "vm", "--finish"]).status == 0)
+            #expect(try hosts.migration()?.throttle == 30)
+            #expect(try hosts.a.control(["migrate", "vm", "--commit"]).status == 0)
+            let status = try #require(try hosts.migration())
+            #expect(status.state == "done" && status.throttle == nil && status.throttleMost == 30, "\(status)")
+            #expect(there.firstWrong(PageRange(0, 100), seed: 1) == nil)
+        }
+
         @Test("A dry run says what would go where and how long that takes, and leaves nothing behind") func dryRun() throws {
             let hosts = try TwoHosts(forB: ["--default-budget", "8MiB"])
             let vm = try RunningVM("vm", hosts.a)

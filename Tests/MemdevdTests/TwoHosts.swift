@@ -1,5 +1,6 @@
 import ControlAPI
 import Glibc
+import Kernel
 import TestSupport
 import Testing
 
@@ -53,6 +54,25 @@ final class TwoHosts: @unchecked Sendable {
     /// The VMs that a host has.
     func vms(_ daemon: RunningDaemon) throws -> [String] {
         try daemon.control(["ls", "--quiet"]).output.split(separator: "\n").map(String.init)
+    }
+}
+
+extension RunningDaemon {
+    /// The last line of the answer.
+    func ask(_ request: ControlRequest) throws -> ControlReply {
+        let socket = try MessageSocket.connect(path: controlSocket)
+        try socket.setTimeouts(receiveMilliseconds: 20_000, sendMilliseconds: 20_000)
+        try socket.send(try JSONLine.encode(request))
+        var line: [UInt8] = []
+        while true {
+            var byte: UInt8 = 0
+            guard unsafe read(socket.descriptor.number, &byte, 1) == 1 else { throw Errno(EPIPE) }
+            line.append(byte)
+            guard byte == 10 else { continue }
+            let reply = try JSONLine.decode(ControlReply.self, from: line)
+            if reply.ok != nil { return reply }
+            line = []
+        }
     }
 }
 
