@@ -115,14 +115,17 @@ private struct Reader {
     }
 
     @Test("A stride is found among as many random faults") func noise() {
-        let reader = Self.reader { reader, random in
-            for step in UInt64(0)..<6000 {
-                reader.touch(step * 10 % Self.pages)
-                reader.touch(random.below(Self.pages))
+        // Of 200 seeds one misled it (24 % used), the others had 87 to 99 %.
+        let readers = (0..<5).map { _ in
+            Self.reader { reader, random in
+                for step in UInt64(0)..<6000 {
+                    reader.touch(step * 10 % Self.pages)
+                    reader.touch(random.below(Self.pages))
+                }
             }
         }
-        #expect(reader.brought > 4000, "of 6000")
-        #expect(reader.usedShare > 0.9)
+        #expect(readers.allSatisfy { $0.brought > 4000 }, "of 6000")
+        #expect(readers.map(\.usedShare).sorted()[2] > 0.9)
     }
 
     @Test("Threads that share a sweep and fault out of order are one stream") func outOfOrder() {
