@@ -72,6 +72,8 @@ public struct DeviceStatus: Codable, Sendable, Equatable {
         public var aheadUsed: UInt64?
         public var aheadWasted: UInt64?
         public var aheadLate: UInt64?
+        /// Read ahead and not counted in `inAhead`: left on the SSD because a fault waited too long for room.
+        public var aheadCancelled: UInt64?
         /// Bytes that came from another host into DRAM while the VM ran here already.
         public var inPeer: UInt64?
         /// Bytes taken out of DRAM, of which `outClean` needed no write.

@@ -50,6 +50,25 @@ package final class Thread: @unchecked Sendable {
     /// Runs the calling thread on one CPU only. Wraps `sched_setaffinity(2)`.
     package static func pinCurrent(toCPU cpu: Int) throws(Errno) { _ = try check(cvhost_pin_thread(Int32(cpu))) }
 
+    /// Whether a thread of this process may have a lower nice value again than it has now: tried by one of its own.
+    package static let mayLowerNice: Bool = {
+        let probe = Probe()
+        guard let thread = try? Thread(name: "mdd-nice", { probe.run() }) else { return false }
+        thread.join()
+        return probe.succeeded.load(ordering: .acquiring)
+    }()
+
+    private final class Probe: Sendable {
+        let succeeded = Atomic<Bool>(false)
+        func run() {
+            do throws(Errno) {
+                try Thread.setCurrentNice(1)
+                try Thread.setCurrentNice(0)
+                succeeded.store(true, ordering: .releasing)
+            } catch {}
+        }
+    }
+
     /// Sets the calling thread's nice value; a negative one needs CAP_SYS_NICE. Wraps `setpriority(2)`.
     package static func setCurrentNice(_ nice: Int32) throws(Errno) { _ = try check(cvhost_nice_thread(nice)) }
 

@@ -447,9 +447,20 @@ package final class DeviceRegistry: Sendable {
     }
 
     /// Refuses a budget that does not fit with the others.
+    private func bytesOfOthers(_ vm: String, _ state: State) -> UInt64 {
+        state.entries.values.reduce(UInt64(0)) { $1.device.name == vm ? $0 : $0 + $1.device.budget } << pageShift
+    }
+
+    /// The largest budget in pages that a VM can have beside the others.
+    private func room(vm: String, _ state: State) -> UInt64 {
+        guard let max = limits.budgetBytesMax else { return .max }
+        let others = bytesOfOthers(vm, state)
+        return others > max ? 0 : (max - others) >> pageShift
+    }
+
     private func checkRoom(for pages: UInt64, vm: String, _ state: State) throws(Refusal) {
         guard let max = limits.budgetBytesMax else { return }
-        let others = state.entries.values.reduce(UInt64(0)) { $1.device.name == vm ? $0 : $0 + $1.device.budget } << pageShift
+        let others = bytesOfOthers(vm, state)
         guard others <= max, pages <= (max - others) >> pageShift else {
             // More bytes than a number holds are said as the most.
             let bytes = min(pages, .max >> pageShift) << pageShift
@@ -572,14 +583,16 @@ package final class DeviceRegistry: Sendable {
         return (try? saveRecord(vm: vm)) != nil
     }
 
-    /// Sets the budget for a controller that holds `stallMicroseconds`. False: it does not fit with the others. Nothing happens when the operator has taken the budget back meanwhile.
+    /// Sets the budget for a controller that holds `stallMicroseconds`, or as much of it as fits with the others. False: not all of it did. Nothing happens when the operator has taken
+    /// the budget back meanwhile.
     package func steerBudget(vm: String, stallMicroseconds: UInt64, pages: UInt64) -> Bool {
         let (fits, isFarFromRecord) = state.withLock { state -> (Bool, Bool) in
             guard let entry = state.entries[vm], entry.stallMicroseconds == stallMicroseconds else { return (true, false) }
-            if pages > entry.device.budget, (try? checkRoom(for: pages, vm: vm, state)) == nil { return (false, false) }
-            let applied = entry.device.setBudget(pages: pages)
+            let before = entry.device.budget
+            let allowed = pages <= before ? pages : max(before, min(pages, room(vm: vm, state)))
+            let applied = entry.device.setBudget(pages: allowed)
             let difference = applied > entry.budgetSaved ? applied - entry.budgetSaved : entry.budgetSaved - applied
-            return (true, difference > entry.budgetSaved / Self.steeredPartSaved)
+            return (allowed == pages, difference > entry.budgetSaved / Self.steeredPartSaved)
         }
         // The next server begins somewhere near: not every step is worth a record.
         if isFarFromRecord { try? saveRecord(vm: vm) }

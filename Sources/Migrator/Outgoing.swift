@@ -54,6 +54,7 @@ package final class Outgoing: Sendable {
     private let bell: EventCounter
     private let shown: Mutex<MigrationFigures>
     private let refusals = Mutex<[String]>([])
+    private let returned = Atomic<Bool>(false)
 
     /// The memory that follows a VM.
     private struct Following {
@@ -84,6 +85,9 @@ package final class Outgoing: Sendable {
         return figures
     }
 
+    /// `run` or `resume` has come to its end. Until then it may still change what the next migration of the VM needs (its dirty log, its record), whatever the figures say.
+    package var hasReturned: Bool { returned.load(ordering: .acquiring) }
+
     package func order(_ order: SourceMachine.Order) {
         orders.withLock { $0.append(order) }
         bell.signal()
@@ -94,6 +98,7 @@ package final class Outgoing: Sendable {
 
     /// Runs the migration to its end, done or failed. `connectSide`: makes the connections of further streams; nil: `connect` does.
     package func run(connect: @escaping @Sendable () throws(MigrationFailure) -> any PeerStream, connectSide: ConnectSide? = nil) {
+        defer { returned.store(true, ordering: .releasing) }
         do throws(MigrationFailure) {
             guard let copier = PageCopier(device) else { throw .local("VM \(device.name) has no running VMM") }
             guard device.table.poisonedPages == 0 else {
@@ -116,6 +121,7 @@ package final class Outgoing: Sendable {
 
     /// Goes on with what a process that has died had begun: the destination serves the VM, or may (`isGiven` false: the operator knows).
     package func resume(isGiven: Bool, connect: @escaping @Sendable () throws(MigrationFailure) -> any PeerStream) {
+        defer { returned.store(true, ordering: .releasing) }
         show { figures in
             figures.state = isGiven ? .streaming : .ready
             figures.isPostCopy = true

@@ -153,7 +153,10 @@ package final class PostCopySource: Sendable {
     private func receiveWanted(_ link: PeerLink) throws(MigrationFailure) -> PageSet {
         var wanted = PageSet(count: device.pageCount)
         while true {
-            guard case .message(.wanted(let ranges, let more))? = try Self.next(link) else { throw .form("no word of what is wanted") }
+            let received = try Self.next(link)
+            // The answer to an ALIVE.
+            if case .message(.here)? = received { continue }
+            guard case .message(.wanted(let ranges, let more))? = received else { throw .form("no word of what is wanted") }
             guard (ranges.last?.end ?? 0) <= device.pageCount else { throw .form("pages are wanted that the VM has not") }
             for range in ranges { for page in range.start..<range.end { wanted.insert(page) } }
             if !more { return wanted }
@@ -298,11 +301,25 @@ private final class PageSender {
         if !entries.isEmpty {
             let head = PagesHead(place: place, entries: entries)
             try unsafe link.send(head, content: memory.address)
-            let pause = limit.pause(after: UInt64(head.payloadBytes), now: Clock.nanoseconds())
-            if pause > 0 { Clock.sleep(microseconds: UInt32(pause / 1000)) }
+            try rest(limit.pause(after: UInt64(head.payloadBytes), now: Clock.nanoseconds()), link)
         }
         if !lost.runs.isEmpty { try link.send(.lost(lost.runs)) }
     }
+
+    /// In pieces, between which the destination hears that somebody is there; ends when the connection is cut.
+    private func rest(_ nanoseconds: Int64, _ link: PeerLink) throws(MigrationFailure) {
+        var left = nanoseconds
+        while left > 0 {
+            Clock.sleep(microseconds: UInt32(min(left, Self.restPieceNanoseconds) / 1000))
+            left -= Self.restPieceNanoseconds
+            if left <= 0 { return }
+            try link.send(.alive)
+            // Its answers to the last ones.
+            while link.isReadable { guard case .message(.here)? = try link.receive() else { throw .form("no answer to an ALIVE") } }
+        }
+    }
+
+    private static let restPieceNanoseconds: Int64 = 1_000_000_000
 
     /// Each page of the run, whatever it takes: nobody else has it. False: one cannot be read.
     private func read(_ run: PageRange) throws(MigrationFailure) -> Bool {

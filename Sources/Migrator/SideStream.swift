@@ -149,7 +149,10 @@ final class SideStream: @unchecked Sendable {
     }
 
     private func lastWord() -> String? {
-        while sender.link.isReadable, case .message(let message)? = try? sender.link.receive() { if case .refused(let text) = message { return text } }
+        for _ in 0..<SourceLoop.lastWordsMax where sender.link.isReadable {
+            guard case .message(let message)? = try? sender.link.receive() else { return nil }
+            if case .refused(let text) = message { return text }
+        }
         return nil
     }
 }

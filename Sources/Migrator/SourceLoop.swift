@@ -22,6 +22,9 @@ final class SourceLoop {
     var roundBegan: Int64 = 0
     private var lastHeard: Int64
     private var lastAlive: Int64 = 0
+    /// When all had been sent.
+    private var handingSince: Int64 = .max
+    private static let handingNanoseconds: Int64 = 60_000_000_000
     var figures: MigrationFigures
     /// Begins when the last pass is ordered.
     var lastPassBegan: Int64 = 0
@@ -97,6 +100,10 @@ final class SourceLoop {
     private func tick() {
         let now = Clock.nanoseconds()
         if case .waiting = machine.state, now - roundBegan >= turnNanoseconds { handle(.turn) }
+        // The VM stands still: a destination that says other things than READY is not waited for without end.
+        if machine.state == .handing, now - handingSince > Self.handingNanoseconds {
+            handle(.failed("the destination does not say that it is ready"))
+        }
         if copier.isStopped { handle(.failed("the VMM of \(device.name) has ended")) }
         if now - lastHeard > Int64(PeerLink.silenceMilliseconds) * 1_000_000 { handle(.lost(.link("the destination is silent", .timedOut))) }
         if !machine.isOver, !machine.isCut { do throws(MigrationFailure) { try sendAliveIfDue() } catch { handle(.lost(error)) } }
@@ -156,6 +163,7 @@ final class SourceLoop {
             case .copy(let round): return .copied(enough: try copyRound(round))
             case .copyLast:
                 machine.totals = try copyLast()
+                handingSince = Clock.nanoseconds()
                 return .copied(enough: true)
             case .vmm(let state): figures.vmm = state
             case .fence: owner.commit()
@@ -174,8 +182,14 @@ final class SourceLoop {
         }
     }
 
+    /// Messages that are looked through for a refusal.
+    static let lastWordsMax = 64
+
     private func lastWords() -> Message? {
-        while link.isReadable, case .message(let message)? = try? link.receive() { if case .refused = message { return message } }
+        for _ in 0..<Self.lastWordsMax where link.isReadable {
+            guard case .message(let message)? = try? link.receive() else { return nil }
+            if case .refused = message { return message }
+        }
         return nil
     }
 
@@ -203,10 +217,7 @@ final class SourceLoop {
     /// The same pass over all streams; returns when all that it found to send is on its way over this connection, and where it belongs of the others.
     func runPass(_ pass: StreamSender.Pass) throws(MigrationFailure) {
         guard let main else { throw .local("nothing is prepared") }
-        for side in sides {
-            side.sender.copier.judge(as: copier)
-            side.begin(pass)
-        }
+        for side in sides { side.begin(pass) }
         try main.run(pass) { () throws(MigrationFailure) in try betweenChunks() }
         var left = sides
         while !left.isEmpty {

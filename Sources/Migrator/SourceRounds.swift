@@ -55,6 +55,8 @@ extension SourceLoop {
     private func joinStreams() throws(MigrationFailure) -> [PeerLink] {
         var joined: [PeerLink] = []
         for stream in 1..<UInt32(min(options.streams, Message.streamsMax)) {
+            // Those that have joined say nothing by themselves before all have.
+            for side in joined { try? side.send(.alive) }
             do throws(MigrationFailure) {
                 try sendAliveIfDue()
             } catch {
@@ -146,6 +148,8 @@ extension SourceLoop {
     /// The VMM stands still and has no I/O in flight: what is left goes, quiet or not. Returns what the destination must have then.
     func copyLast() throws(MigrationFailure) -> Message.Totals {
         if lastPassBegan == 0 { lastPassBegan = Clock.nanoseconds() }
+        // Also for the threads of post-copy, which inherit it.
+        StreamSender.setHurry(true)
         hold(true)
         if isPostCopy { return try leaveRest() }
         func pages() -> UInt64 {

@@ -17,6 +17,8 @@ package final class Counters: Sendable {
     package let aheadUsed = Atomic<UInt64>(0)
     package let aheadWasted = Atomic<UInt64>(0)
     package let aheadLate = Atomic<UInt64>(0)
+    /// Read ahead, and left on the SSD because a fault waited too long for room.
+    package let aheadCancelled = Atomic<UInt64>(0)
     /// From another host into DRAM, while the VM ran here already.
     package let pagesInPeer = Atomic<UInt64>(0)
     package let pagesOut = Atomic<UInt64>(0)

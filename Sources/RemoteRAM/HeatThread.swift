@@ -33,8 +33,6 @@ final class HeatThread {
         var stamps: [Stamp] = []
     }
     private var lastAging = Clock.nanoseconds()
-    /// What a range costs, measured; a block counts as four.
-    private var unitCost = 5_000.0
     private var isTold = false
     private var refusals = 0
     /// The same of pages that were to be watched, which are asked for more often.
@@ -47,7 +45,10 @@ final class HeatThread {
     private static let agingNanoseconds: Int64 = 10_000_000_000
     /// A guest thread's touch of a page that is in the memfd and not in the page table, as measured (1.2–1.5 µs).
     private static let retouchNanoseconds = 1_500.0
+    /// A unit is what a range costs; a block counts as four.
     private static let blockUnits = 4.0
+    /// Of a turn's sample, the probes get at most this part.
+    private static let probesPart = 0.75
     private static let answerMilliseconds: Int32 = 200
     /// A VMM that refuses so often in a row is not asked any more.
     private static let refusalsMax = 3
@@ -96,14 +97,9 @@ final class HeatThread {
         if !isTold { ageAll(now) }
         let own = Clock.threadNanoseconds() - began
         report.ownTime += own
-        spend(Double(own + report.vmmTime - vmmBefore), units: units + asked)
+        // Waiting for the VMM's answer counts as its work: it is at least that.
+        budget.spend(Double(own + report.vmmTime - vmmBefore), units: units + asked)
         publish(now)
-    }
-
-    /// Waiting for the VMM's answer counts as its work: it is at least that.
-    private func spend(_ nanoseconds: Double, units: Double) {
-        budget.spend(nanoseconds)
-        if units > 0 { unitCost = unitCost * 0.75 + max(500, nanoseconds / units) * 0.25 }
     }
 
     private func spendForGuest(_ pages: UInt64) {
@@ -235,12 +231,14 @@ final class HeatThread {
 
     /// Takes the next sample out, as far as the budgets allow. Returns its size in units of cost.
     private func ask(_ now: Int64) -> Double {
-        let left = min(budget.available(now: now) / unitCost, guestBudget.available(now: now) / Self.retouchNanoseconds / Double(HeatMap.blockPages))
+        let left = budget.units(now: now)
+        // Pages that the guest may have to touch once more.
+        let guestPages = guestBudget.available(now: now) / Self.retouchNanoseconds
         guard heat.settings.processorPercent > 0, let zapper = heat.zapper.withLock({ $0 }), refusals < Self.refusalsMax else {
             isTold = false
             return 0
         }
-        guard left >= 1 else { return 0 }
+        guard left >= 1, guestPages >= 1 else { return 0 }
         var ranges: [PageRange] = []
         var probes: [Int] = []
         for probe in probesOut.indices where probesOut[probe] == nil {
@@ -249,8 +247,8 @@ final class HeatThread {
             probes.append(probe)
             ranges.append(PageRange(page, page + 1))
         }
-        // Half of what there is, at most, for the probes; another turn takes the others.
-        let probesMax = max(1, Int(left / 2))
+        // The working sets hang on them; another turn takes the others.
+        let probesMax = max(1, Int(min(left, guestPages) * Self.probesPart))
         if probes.count > probesMax {
             let start = Int(truncatingIfNeeded: now >> 10) % probes.count
             let picked = (0..<probesMax).map { (start + $0) % probes.count }.sorted()
@@ -258,7 +256,7 @@ final class HeatThread {
             ranges = picked.map { ranges[$0] }
         }
         let units = Double(ranges.count)
-        let blocks = pickBlocks(max: Int((left - units) / Self.blockUnits))
+        let blocks = pickBlocks(max: Int(min((left - units) / Self.blockUnits, (guestPages - units) / Double(HeatMap.blockPages))))
         for probe in probes {
             tellWatched(map.probes.page(probe))
             probesOut[probe] = table[map.probes.page(probe)].stamp

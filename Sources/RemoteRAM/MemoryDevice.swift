@@ -11,6 +11,7 @@ import Synchronization
 ///
 /// While it is receiving or fenced a VMM may be attached, but nobody answers its faults: they wait.
 ///
+/// The rest of it is in DeviceMigration.swift and DeviceOrders.swift.
 /// Concurrency: `start`, `stop` and the orders (`evict`, `load`, …) may come from any thread; `lifecycle` serialises the first two.
 package final class MemoryDevice: Sendable {
     package let name: String
@@ -20,15 +21,15 @@ package final class MemoryDevice: Sendable {
     package let memfd: Descriptor
     package let counters = Counters()
     private let quiet: QuietClock
-    private let settings: DeviceSettings
+    let settings: DeviceSettings
     private let swapPath: String
-    private let budgetPages: Mutex<UInt64>
-    private let running: Mutex<Running?>
-    private let lifecycle = Mutex<Void>(())
+    let budgetPages: Mutex<UInt64>
+    let running: Mutex<Running?>
+    let lifecycle = Mutex<Void>(())
     private let events: Mutex<EventLog>
     private let onEvent: @Sendable (DeviceEvent) -> Void
     private let latency: Mutex<(previous: [UInt64], current: [UInt64], since: Int64)>
-    private let swapFile: SwapBox
+    let swapFile: SwapBox
     /// nil: nobody wants to know.
     package let heat: Heat?
     /// What happens to its pages, for one who wants to know.
@@ -40,17 +41,17 @@ package final class MemoryDevice: Sendable {
     private let untrackedWhenAdopted = Atomic<UInt64>(0)
     private let swapFileIsRemoved = Atomic<Bool>(false)
     private let isAbandoned = Atomic<Bool>(false)
-    private let suspended = Mutex<Suspended?>(nil)
+    let suspended = Mutex<Suspended?>(nil)
 
     /// Why nobody answers faults, and the VMM whose faults wait.
-    private struct Suspended {
+    struct Suspended {
         var reason: Reason
         var mapper: Mapper?
         var discards: DiscardRing?
         enum Reason { case receiving, fenced }
     }
 
-    private struct Running {
+    struct Running {
         var core: DeviceCore
         var requests: FaultRequests
         var evictions: EvictRequests
@@ -206,7 +207,7 @@ package final class MemoryDevice: Sendable {
     /// Whether pages are encrypted in the swap file.
     package var isEncrypted: Bool { seals != nil }
 
-    private func key(_ what: String) -> String { "vm/" + name + "/" + what }
+    func key(_ what: String) -> String { "vm/" + name + "/" + what }
 
     /// The device is not wanted any more: takes the swap file's name away and lets the vault forget it. What is in it stays as long as the object. Before another
     /// device of this name may be made.
@@ -258,7 +259,7 @@ package final class MemoryDevice: Sendable {
         if let failure { throw failure }
     }
 
-    private func startLocked(mapper: Mapper, discards: DiscardRing?, left: ReclaimJournal?) throws(Failure) {
+    func startLocked(mapper: Mapper, discards: DiscardRing?, left: ReclaimJournal?) throws(Failure) {
         if isRunning { throw .alreadyRunning }
         if try suspended.withLock({ state throws(Failure) in
             guard let reason = state?.reason else { return false }
@@ -409,7 +410,7 @@ package final class MemoryDevice: Sendable {
         }
     }
 
-    private func stopLocked() {
+    func stopLocked() {
         guard let ending = running.withLock({ $0 }) else { return }
         ending.core.stopping.store(true, ordering: .releasing)
         ending.core.reclaimWork.signal()
@@ -428,303 +429,6 @@ package final class MemoryDevice: Sendable {
         return running.withLock { running in
             guard let core = running?.core else { return true }
             return core.mapperGone.load(ordering: .acquiring) || core.mapper.userfault.processIsGone()
-        }
-    }
-
-    // MARK: Migration
-
-    /// What the threads of a running device share; for the rest of this module.
-    var runningCore: DeviceCore? { running.withLock { $0?.core } }
-    /// For the rest of this module.
-    var swapBox: SwapBox { swapFile }
-    var grace: Int64 { settings.graceMilliseconds }
-    var injectDiskResult: (@Sendable (DeviceSettings.DiskOperation, PageRange) -> Int32?)? { settings.injectDiskResult }
-    package var isReceiving: Bool { suspended.withLock { $0?.reason == .receiving } }
-    package var isFenced: Bool { suspended.withLock { $0?.reason == .fenced } }
-    /// The VMM whose faults wait.
-    package var suspendedMapper: Mapper? { suspended.withLock { $0?.mapper } }
-
-    /// From now on contents come from a peer (`ReceivedPages`), and faults wait. A device that a VMM uses must have no contents; a few pages that the VMM has
-    /// looked at (libmemdev does) are taken back, which waits for the grace time.
-    package func beginReceiving() throws(Failure) {
-        if isRunning, (1...Self.glancedPagesMax).contains(residentPages), let order = evict(pages: residentPages) {
-            while !order.isDone.load(ordering: .acquiring), isRunning { Clock.sleep(milliseconds: 1) }
-        }
-        try lifecycle.withLock { _ throws(Failure) in
-            if suspended.withLock({ $0 != nil }) { throw .alreadyRunning }
-            let core = runningCore
-            // A VMM that is in use is left alone: stopping what serves it costs it faults that have been read and not answered.
-            if let core, looksTouched || Self.hasTouched(core) { throw .touched }
-            stopLocked()
-            let isTouched = core.map(Self.hasTouched) ?? false
-            if isTouched || hasContents {
-                if let core { try startLocked(mapper: core.mapper, discards: core.discards, left: nil) }
-                throw .touched
-            }
-            suspended.withLock { $0 = Suspended(reason: .receiving, mapper: core?.mapper, discards: core?.discards) }
-        }
-    }
-
-    private static let glancedPagesMax: UInt64 = 64
-
-    /// Where its page table cannot be read its memory may have been used.
-    private static func hasTouched(_ core: DeviceCore) -> Bool { (try? core.mapper.hasTouched()) ?? true }
-
-    /// Here, or at the host that it comes from.
-    private var hasContents: Bool { table.residentPages > 0 || table.ssdPages > 0 || table.poisonedPages > 0 || table.peerPages > 0 }
-
-    /// Its VMM has begun to use it, as far as can be seen without stopping it: nothing can be received.
-    package var looksTouched: Bool { table.ssdPages > 0 || table.peerPages > 0 || table.poisonedPages > 0 || residentPages > Self.glancedPagesMax }
-
-    /// What has come is all there is: the VMM's faults are answered from now on. It must be attached, and must not have looked at its memory before.
-    package func finishReceiving() throws(Failure) {
-        try lifecycle.withLock { _ throws(Failure) in
-            guard let state = suspended.withLock({ $0 }), state.reason == .receiving, let mapper = state.mapper else { throw .noMapper }
-            do throws(Errno) {
-                if try mapper.hasTouched() { throw Errno.exists }
-            } catch {
-                throw error == .exists ? .touched : .noMapper
-            }
-            suspended.withLock { $0 = nil }
-            do throws(Failure) {
-                try startLocked(mapper: mapper, discards: state.discards, left: nil)
-            } catch {
-                suspended.withLock { $0 = state }
-                throw error
-            }
-        }
-    }
-
-    /// What has come is forgotten; a VMM that is attached has zero pages again.
-    package func abandonReceiving() throws(Failure) {
-        try lifecycle.withLock { _ throws(Failure) in
-            guard let state = suspended.withLock({ $0 }), state.reason == .receiving else { return }
-            do throws(Errno) {
-                try memfd.punchHole(at: 0, length: pageCount << pageShift)
-                try swapFile.file.free(PageRange(0, pageCount))
-            } catch {
-                throw .memory(error)
-            }
-            for page in 0..<pageCount where table[page].bits != 0 { table.reset(page) }
-            suspended.withLock { $0 = nil }
-            if let mapper = state.mapper { try startLocked(mapper: mapper, discards: state.discards, left: nil) }
-        }
-    }
-
-    /// Another host has it: faults wait from now on, contents stay. Needs a VMM that does not run.
-    package func fence() {
-        lifecycle.withLock { _ in
-            guard let core = runningCore else { return }
-            stopLocked()
-            suspended.withLock { $0 = Suspended(reason: .fenced, mapper: core.mapper, discards: core.discards) }
-        }
-    }
-
-    /// It did not go after all.
-    package func unfence() throws(Failure) {
-        try lifecycle.withLock { _ throws(Failure) in
-            guard let state = suspended.withLock({ $0 }), state.reason == .fenced, let mapper = state.mapper else { return }
-            suspended.withLock { $0 = nil }
-            try startLocked(mapper: mapper, discards: state.discards, left: nil)
-        }
-    }
-
-    /// Makes every page resident, whatever the budget, and ends the registration of the mapper's memory, so that it lives on without this daemon (R7).
-    /// False when some page cannot be made resident (no memory, unreadable): then serving goes on as before. `keepGoing` is asked now and then.
-    package func releaseMapper(keepGoing: () -> Bool) -> Bool {
-        guard let core = running.withLock({ $0?.core }) else { return true }
-        var awayBefore = UInt64.max
-        var turnsWithoutProgress = 0
-        // Reclaim must be known to stand still: a page that it takes after the look below would read as zeros for ever.
-        core.holdWanted.store(true, ordering: .sequentiallyConsistent)
-        core.reclaimWork.signal()
-        while !core.isHolding.load(ordering: .sequentiallyConsistent) || hasPagesAway(PageRange(0, pageCount)) {
-            // The session may have stopped the device meanwhile: then there is nobody to hand anything to.
-            guard running.withLock({ $0?.core }) === core else { return true }
-            let away = UInt64(table.ssdPages + table.peerPages)
-            turnsWithoutProgress = away < awayBefore ? 0 : turnsWithoutProgress + 1
-            awayBefore = away
-            let isStuck = turnsWithoutProgress > Self.releaseTurnsMax
-            if isStuck || !keepGoing() || core.mapperGone.load(ordering: .relaxed) || table.poisonedPages > 0 {
-                core.holdWanted.store(false, ordering: .sequentiallyConsistent)
-                core.setBudget(pages: budgetPages.withLock { $0 })
-                return core.mapperGone.load(ordering: .relaxed)
-            }
-            // Again in each turn: an operator may set another one meanwhile.
-            core.setBudget(pages: pageCount)
-            loadAll(keepGoing)
-            if turnsWithoutProgress > 0 { usleep(Self.releasePauseMicroseconds) }
-        }
-        // Half of it done, the next server must not serve on: it finishes it.
-        // A description of its own: a service manager holds each only once.
-        if let mark = try? Memfd.create(name: "memdevd-released", size: UInt64(pageBytes)) { try? settings.vault.hold(mark.number, key: key(Self.releasedKey)) }
-        for placement in core.mapper.placements {
-            do throws(Errno) {
-                try core.mapper.userfault.unregister(address: placement.address, length: placement.pages.bytes)
-            } catch {
-                if error == .noProcess { return true }
-                core.report(.kernelRefused("ending the registration of \(placement.pages)", error))
-                core.holdWanted.store(false, ordering: .sequentiallyConsistent)
-                settings.vault.release(key(Self.releasedKey))
-                return false
-            }
-        }
-        core.mapper.wake(PageRange(0, pageCount))
-        return true
-    }
-
-    /// Held while, and after, a mapper's memory is given back to it with every page resident.
-    package static let releasedKey = "mapper/released"
-
-    /// For an adopted device: ends what a dead process had begun in `releaseMapper` when it held `releasedKey`.
-    package func finishReleasing(_ mapper: Mapper) {
-        for placement in mapper.placements { try? mapper.userfault.unregister(address: placement.address, length: placement.pages.bytes) }
-        mapper.wake(PageRange(0, pageCount))
-    }
-
-    private static let releaseTurnsMax = 50
-    private static let releasePauseMicroseconds: useconds_t = 20_000
-    private static let releasePollMicroseconds: useconds_t = 500
-    /// Pages brought in between two looks at `keepGoing`.
-    private static let releasePieceBytes: UInt64 = 64 << 20
-
-    private func loadAll(_ keepGoing: () -> Bool) {
-        let step = Self.releasePieceBytes >> pageShift
-        var start: PageIndex = 0
-        while start < pageCount, keepGoing() {
-            guard let request = beginLoad(PageRange(start, min(pageCount, start + step)), pin: false) else { return }
-            // A disk that hangs must not keep whoever asks from saying that he lives.
-            while !request.isDone.load(ordering: .acquiring), isRunning, keepGoing() { usleep(Self.releasePollMicroseconds) }
-            start += step
-        }
-    }
-
-    private func hasPagesAway(_ range: PageRange) -> Bool {
-        var page = range.start
-        while page < range.end {
-            if !table.wasTouched(chunk: page >> chunkShift) {
-                page = (page >> chunkShift + 1) << chunkShift
-                continue
-            }
-            switch table[page].phase {
-            case .ssd, .filling, .detaching, .peer: return true
-            case .zero, .dram, .poisoned: page += 1
-            }
-        }
-        return false
-    }
-
-    // MARK: Orders
-
-    package var budget: UInt64 { budgetPages.withLock { $0 } }
-
-    /// Changes the budget; reclaim follows at once. Returns what applies: at least `Budget.pagesMin`, at most the device.
-    @discardableResult
-    package func setBudget(pages: UInt64) -> UInt64 {
-        let effective = Self.effectiveBudget(pages, pageCount)
-        budgetPages.withLock { $0 = effective }
-        running.withLock { $0?.core }?.setBudget(pages: effective)
-        return effective
-    }
-
-    /// Orders up to `pages` to be paged out; nil when no VMM is attached.
-    package func evict(pages: UInt64) -> EvictRequests.Request? {
-        guard let (core, evictions) = running.withLock({ $0.map { ($0.core, $0.evictions) } }) else { return nil }
-        let request = EvictRequests.Request(pages: pages)
-        evictions.append(request)
-        core.reclaimWork.signal()
-        return request
-    }
-
-    /// `DeviceCore.readSlots`; nil when no VMM is attached.
-    package func readSlots(_ run: PageRange, into buffer: UnsafeMutableRawPointer) throws(Errno) -> [DeviceCore.SlotContent]? {
-        guard let core = running.withLock({ $0?.core }) else { return nil }
-        return try unsafe core.readSlots(run, into: buffer)
-    }
-
-    /// Begins to bring a range in; nil when no VMM is attached.
-    package func beginLoad(_ range: PageRange, pin: Bool) -> FaultRequests.Request? { send(.load(range, pin: pin)) }
-
-    /// Brings a range in, as far as the budget has room; returns the pages looked at. Waits.
-    package func load(_ range: PageRange, pin: Bool) -> UInt64 {
-        guard let request = beginLoad(range, pin: pin) else { return 0 }
-        wait(for: request)
-        return request.progress.load(ordering: .relaxed)
-    }
-
-    package func pin(_ range: PageRange) -> Bool { pin([range]) }
-
-    /// Pins ranges, which may overlap: makes them resident and keeps them so. All or none: false when the budget has no room for all of them (what was pinned
-    /// before stays so). Waits.
-    package func pin(_ ranges: [PageRange]) -> Bool {
-        let ranges = PageRange.merged(ranges)
-        // What an earlier order holds stays held when this one fails.
-        var fresh = RunBuilder()
-        for range in ranges { for page in range.start..<range.end where !table[page].pinned { fresh.append(page) } }
-        let freshPages = fresh.runs.reduce(0) { $0 + $1.count }
-        guard UInt64(max(0, table.pinnedPages)) + freshPages <= budget else { return false }
-        // Should this process die half-way, the next one takes back what is new.
-        if freshPages > 0 { try? PinJournal.hold(fresh.runs, settings.vault, key: key(Self.pinningKey)) }
-        defer { if freshPages > 0 { settings.vault.release(key(Self.pinningKey)) } }
-        let deadline = Clock.nanoseconds() + (settings.graceMilliseconds * 2 + 2000) * 1_000_000
-        repeat {
-            for range in ranges { _ = load(range, pin: true) }
-            if ranges.allSatisfy({ ($0.start..<$0.end).allSatisfy { table[$0].phase == .dram && table[$0].pinned } }) { return true }
-            usleep(1000)
-        } while Clock.nanoseconds() < deadline
-        for run in fresh.runs { unpin(run) }
-        return false
-    }
-
-    /// Held while pages are being pinned: those that were not before.
-    package static let pinningKey = "mapper/pinning"
-
-    /// For an adopted device: takes back the pins of an order that a dead process has not finished. Who gave it gives it again.
-    package func undoPin(_ journal: borrowing Descriptor) throws(Errno) {
-        for run in try PinJournal.runs(journal, pageCount: pageCount) { unpin(run) }
-    }
-
-    package func unpin(_ range: PageRange) {
-        for page in range.start..<range.end { table.setPinned(page, false) }
-    }
-
-    /// Marks ranges as pinned before the VMM runs; they are never paged out once resident. False when they exceed the budget: nothing is marked then.
-    package func declarePinned(_ ranges: [PageRange]) -> Bool {
-        var total: UInt64 = 0
-        for range in ranges { total += min(range.count, pageCount) }
-        guard total <= budget else { return false }
-        for range in ranges { for page in range.start..<range.end { table.setPinned(page, true) } }
-        return true
-    }
-
-    /// Pages that have come from another host; nil when no VMM is served.
-    func install(_ delivery: PeerDelivery) -> FaultRequests.Request? { send(.install(delivery)) }
-
-    /// Nobody can read these pages, which another host has: an access to them fails from now on. Waits until that is so.
-    func lose(_ ranges: [PageRange]) {
-        guard let request = send(.lose(ranges)) else { return }
-        wait(for: request)
-    }
-
-    /// The ranges are unused from now on. Waits until they are.
-    package func discard(_ ranges: [PageRange]) {
-        guard let request = send(.discard(ranges)) else { return }
-        wait(for: request)
-    }
-
-    private func send(_ kind: FaultRequests.Kind) -> FaultRequests.Request? {
-        guard let (core, requests) = running.withLock({ $0.map { ($0.core, $0.requests) } }) else { return nil }
-        let request = FaultRequests.Request(kind)
-        requests.append(request)
-        core.faultWork.signal()
-        return request
-    }
-
-    private func wait(for request: FaultRequests.Request) {
-        var pause: useconds_t = 20
-        while !request.isDone.load(ordering: .acquiring), isRunning {
-            usleep(pause)
-            pause = min(2000, pause * 2)
         }
     }
 

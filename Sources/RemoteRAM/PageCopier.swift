@@ -12,8 +12,6 @@ package final class PageCopier {
     private let device: MemoryDevice
     /// nil: the device is not served, nothing moves in it.
     private let core: DeviceCore?
-    private let quietUnits: Int64
-    private var judgement: Stamp
 
     /// What a copy of one page came to.
     package enum Copy: Equatable, Sendable {
@@ -48,8 +46,6 @@ package final class PageCopier {
         self.core = core
         table = core.table
         pageCount = device.pageCount
-        quietUnits = core.quietUnits
-        judgement = core.quiet.judgement()
     }
 
     /// Of a device whose VMM stands still for good, served or not: nothing writes to it any more, so every copy is final.
@@ -58,8 +54,6 @@ package final class PageCopier {
         core = nil
         table = device.table
         pageCount = device.pageCount
-        quietUnits = 0
-        judgement = Stamp(raw: 0)
     }
 
     package var log: DirtyLog { table.dirtyLog }
@@ -69,15 +63,11 @@ package final class PageCopier {
         return core.stopping.load(ordering: .acquiring) || core.mapperGone.load(ordering: .acquiring)
     }
 
-    /// Everything that was written until now is in the dirty log afterwards, and what is quiet is judged as of now. Waits for the reclaim thread.
+    /// Everything that was written until now is in the dirty log afterwards. Waits for the reclaim thread.
     package func scan() throws(Failure) {
         guard let core, core.scanOrders.scan(core) else { throw .stopped }
         core.waitForDiscards()
-        judgement = core.quiet.judgement()
     }
-
-    /// What is quiet is judged as of the other's last scan.
-    package func judge(as other: PageCopier) { judgement = other.judgement }
 
     /// While the VMM stands still and has no I/O in flight (rule R13), nothing is paged out; what was on its way out is back when this returns.
     package func setHolding(_ hold: Bool) {
@@ -99,12 +89,19 @@ package final class PageCopier {
         }
     }
 
-    /// Whether a copy taken now is final as long as nobody reports the page written again.
+    /// Whether a copy taken now is final as long as nobody reports the page written again. Judged by the last scan, whoever has made it: a pass may go on for minutes, and stamps that are
+    /// later than what they are judged by look old after 65 s. A pinned page is the target of I/O that nobody reports.
     @inline(__always)
-    package func isQuiet(_ page: PageIndex) -> Bool { quietUnits == 0 || judgement.units(since: table[page].stamp) >= quietUnits }
+    package func isQuiet(_ page: PageIndex) -> Bool {
+        guard let core else { return true }
+        let entry = table[page]
+        if entry.pinned { return false }
+        let quietUnits = core.quietUnits
+        return quietUnits == 0 || core.quiet.judgement().units(since: entry.stamp) >= quietUnits
+    }
 
     /// How long an I/O of the VMM may go on after its page was reported written; 0: it has promised that there is none.
-    package var graceMilliseconds: Int64 { quietUnits == 0 ? 0 : core?.quietMilliseconds ?? 0 }
+    package var graceMilliseconds: Int64 { core.map { $0.quietUnits == 0 ? 0 : $0.quietMilliseconds } ?? 0 }
 
     /// Copies a run that was in DRAM.
     package func copyResident(_ run: PageRange, into buffer: UnsafeMutableRawPointer, _ results: inout [Copy]) throws(Failure) {

@@ -8,6 +8,9 @@ package struct PageInSlots {
         package var isDemand = false
         /// A second try after an error.
         package var isRetry = false
+        /// Counts the reads.
+        fileprivate(set) var number: UInt64 = 0
+        fileprivate(set) var isTaken = false
     }
 
     package static let demandCount = 64
@@ -32,19 +35,26 @@ package struct PageInSlots {
         set { slots[index] = newValue }
     }
 
-    package mutating func takeDemand(_ slot: Slot) -> Int? {
-        guard let index = freeDemand.popLast() else { return nil }
+    package mutating func takeDemand(_ slot: Slot) -> Int? { freeDemand.popLast().map { take($0, slot) } }
+
+    package mutating func takeRun(_ slot: Slot) -> Int? { freeRuns.popLast().map { take($0, slot) } }
+
+    private mutating func take(_ index: Int, _ slot: Slot) -> Int {
+        lastNumber += 1
         slots[index] = slot
+        slots[index].number = lastNumber
+        slots[index].isTaken = true
         return index
     }
 
-    package mutating func takeRun(_ slot: Slot) -> Int? {
-        guard let index = freeRuns.popLast() else { return nil }
-        slots[index] = slot
-        return index
-    }
+    /// The number of the newest read.
+    package private(set) var lastNumber: UInt64 = 0
+
+    /// Whether all reads up to one have ended.
+    package func areDone(through number: UInt64) -> Bool { !slots.contains { $0.isTaken && $0.number <= number } }
 
     package mutating func release(_ index: Int) {
+        slots[index].isTaken = false
         if index < Self.demandCount { freeDemand.append(index) } else { freeRuns.append(index) }
     }
 

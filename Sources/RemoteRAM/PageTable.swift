@@ -343,10 +343,12 @@ package final class PageTable: @unchecked Sendable {
 
     /// Pins or unpins a page, whatever its phase.
     package func setPinned(_ page: PageIndex, _ pinned: Bool) {
-        _ = update(page) { entry in
+        let (before, _) = update(page) { entry in
             entry.pinned = pinned
             return true
         }
+        // A device that has it pinned already may have written it since it was last copied.
+        if pinned, !before.pinned { dirtyLog.mark(page) }
     }
 
     // MARK: Scanner (reclaim thread)

@@ -126,6 +126,16 @@ package struct ReadAhead: Sendable {
         asked = 0
     }
 
+    /// A page that was brought in is away again before its stream came to it, by the caller's own doing: the stream goes on, and asks for it again.
+    package mutating func gaveBack(_ page: PageIndex) {
+        for index in streams.indices {
+            let (places, rest) = (Int64(page) - Int64(streams[index].last)).quotientAndRemainder(dividingBy: streams[index].stride)
+            guard rest == 0, places > 0, places <= Int64(streams[index].ahead) else { continue }
+            streams[index].ahead = UInt64(places - 1)
+            streams[index].brought = min(streams[index].brought, streams[index].ahead)
+        }
+    }
+
     /// Places of the last answer.
     private var asked: UInt64 = 0
 

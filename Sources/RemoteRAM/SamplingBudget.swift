@@ -20,4 +20,21 @@ package struct SamplingBudget: Sendable {
     }
 
     package mutating func spend(_ nanoseconds: Double) { saved -= nanoseconds }
+
+    /// Nanoseconds that a piece of work takes, as learnt.
+    private var unitCost = 5_000.0
+    private static let unitCostMin = 500.0
+    /// However dear they have been, so many are within a second's budget: one that took long must not end all work.
+    private static let unitsPerSecondMin = 4.0
+
+    /// Pieces of work that may be done at `now`.
+    package mutating func units(now: Int64) -> Double { available(now: now) / unitCost }
+
+    /// What so many pieces of work have taken.
+    package mutating func spend(_ nanoseconds: Double, units: Double) {
+        spend(nanoseconds)
+        guard units > 0 else { return }
+        let cost = unitCost * 0.75 + max(Self.unitCostMin, nanoseconds / units) * 0.25
+        unitCost = min(cost, max(Self.unitCostMin, perSecond / Self.unitsPerSecondMin))
+    }
 }

@@ -77,6 +77,9 @@ package struct StallController: Sendable {
         return budget
     }
 
+    /// The budget that applies, when there was no room for the one that was wanted.
+    package mutating func noteApplied(_ pages: UInt64) { budget = Swift.min(max(pages, limits.min), limits.max) }
+
     private mutating func grow() {
         if hasShrunk {
             holdSeconds = min(Self.holdSecondsMax, holdSeconds * 2)

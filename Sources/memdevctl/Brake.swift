@@ -87,8 +87,6 @@ struct CommandBrake: Brake {
     private let secondsMax: Double
     private var isSet = false
 
-    private static let pollMicroseconds: useconds_t = 5000
-
     init(_ command: String, secondsMax: Double = 30) {
         self.command = command
         self.secondsMax = secondsMax
@@ -111,43 +109,5 @@ struct CommandBrake: Brake {
     }
 
     /// Runs it with this percentage.
-    func run(_ percent: Int) throws(Failure) {
-        let text = "\(command) \(percent)"
-        var actions = posix_spawn_file_actions_t()
-        posix_spawn_file_actions_init(&actions)
-        defer { posix_spawn_file_actions_destroy(&actions) }
-        // Standard output is memdevctl's own, JSON perhaps.
-        posix_spawn_file_actions_adddup2(&actions, STDERR_FILENO, STDOUT_FILENO)
-        // In a group of its own, so that all of it can be ended; such a group must not read from the terminal.
-        posix_spawn_file_actions_addopen(&actions, STDIN_FILENO, "/dev/null", O_RDONLY, 0)
-        var attributes = posix_spawnattr_t()
-        posix_spawnattr_init(&attributes)
-        defer { posix_spawnattr_destroy(&attributes) }
-        posix_spawnattr_setpgroup(&attributes, 0)
-        var obeyed = Interruption.obeyed
-        posix_spawnattr_setsigdefault(&attributes, &obeyed)
-        posix_spawnattr_setflags(&attributes, Int16(POSIX_SPAWN_SETPGROUP | POSIX_SPAWN_SETSIGDEF))
-        var arguments: [UnsafeMutablePointer<CChar>?] = [strdup("/bin/sh"), strdup("-c"), strdup(text), nil]
-        defer { for argument in arguments { free(argument) } }
-        var pid: pid_t = 0
-        let code = posix_spawn(&pid, "/bin/sh", &actions, &attributes, &arguments, environ)
-        if code != 0 { throw Failure(.refused, "cannot run the command '\(text)': \(ErrorText.of(code))") }
-        let end = Now.milliseconds + secondsMax * 1000
-        var status: Int32 = 0
-        while true {
-            let found = waitpid(pid, &status, WNOHANG)
-            if found == pid { break }
-            if found < 0, errno != EINTR { throw Failure(.refused, "the command '\(text)': \(ErrorText.of(errno))") }
-            if Now.milliseconds > end {
-                kill(-pid, SIGKILL)
-                while waitpid(pid, &status, 0) < 0, errno == EINTR {}
-                throw Failure(.refused, "the command '\(text)' has not ended within \(Int(secondsMax)) s")
-            }
-            usleep(Self.pollMicroseconds)
-        }
-        let signal = status & 0x7F
-        if signal != 0 { throw Failure(.refused, "the command '\(text)' was killed by signal \(signal)") }
-        let exit = (status >> 8) & 0xFF
-        if exit != 0 { throw Failure(.refused, "the command '\(text)' failed with status \(exit)") }
-    }
+    func run(_ percent: Int) throws(Failure) { try ShellCommand.run("\(command) \(percent)", secondsMax: secondsMax) }
 }

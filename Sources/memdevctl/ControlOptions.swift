@@ -80,6 +80,15 @@ enum ArgumentValue {
         do { return try Stall(text) } catch { throw ValidationError(error.description) }
     }
 
+    /// `50`, `50ms`, `1s`.
+    @Sendable static func milliseconds(_ text: String) throws -> Int {
+        let (digits, factor) = text.hasSuffix("ms") ? (text.dropLast(2), 1) : text.hasSuffix("s") ? (text.dropLast(1), 1000) : (text[...], 1)
+        guard let value = Int(digits), value > 0, value <= 3_600_000 / factor else {
+            throw ValidationError("'\(text)' is no time: write it as in 50ms or 2s, up to one hour")
+        }
+        return value * factor
+    }
+
     @Sendable static func budget(_ text: String) throws -> Budget {
         do { return try Budget(text) } catch { throw ValidationError(error.description) }
     }

@@ -10,7 +10,9 @@ struct Migrate: ParsableCommand {
             HOST is one of the peers in memdevd.yaml. With --qmp, QEMU is driven too: paused when its memory is over there, its device state moved, and the VM goes \
             on at HOST, where 'memdevctl receive' must have been started for a QEMU with -incoming defer.
 
-            Without --qmp it ends when the VM should be paused. Then: pause the VMM until its I/O is over, 'memdevctl migrate VM --finish', move the device state, \
+            With --switch-over-command the same is done by a command of yours, for any VMM; docs/migration.md says what it must do.
+
+            Without them it ends when the VM should be paused. Then: pause the VMM until its I/O is over, 'memdevctl migrate VM --finish', move the device state, \
             and when the VMM over there has taken over 'memdevctl migrate VM --commit'; or '--abort' at any time before that.
             """)
 
@@ -19,7 +21,16 @@ struct Migrate: ParsableCommand {
     var host: String?
     @Option(help: ArgumentHelp("The QEMU's monitor (QMP), a Unix socket that nobody else is connected to.", valueName: "path"), completion: .file())
     var qmp: String?
-    @Option(help: ArgumentHelp("How long the VM may stand still for its memory: copying goes on until that is possible.", valueName: "ms"))
+    @Option(
+        help: ArgumentHelp(
+            "Instead of --qmp: run this shell command with 'pause', 'hand-over' or 'resume', the VM and the host after it.", valueName: "command"))
+    var switchOverCommand: String?
+    @Flag(help: "End when the VM should be paused, and go on with --finish and --commit: what happens without --qmp and --switch-over-command.")
+    var pauseWhenReady = false
+    @Option(
+        help: ArgumentHelp(
+            "How long the VM may stand still for its memory, as in 50ms or 1s: copying goes on until that is possible.", valueName: "time"),
+        transform: ArgumentValue.milliseconds)
     var downtime: Int = 50
     @Option(help: ArgumentHelp("Most to send in a second, until the VM is paused.", valueName: "size"), transform: ArgumentValue.size)
     var bandwidth: Size?
@@ -63,6 +74,13 @@ struct Migrate: ParsableCommand {
         if throttle, finish || commit || abort { throw ValidationError("--throttle goes with the beginning of a migration") }
         if throttle, qmp == nil, throttleCommand == nil {
             throw ValidationError("--throttle needs --qmp, or --throttle-command: a command that makes the VM slower")
+        }
+        if switchOverCommand != nil, qmp != nil || finish || commit || abort || dryRun {
+            throw ValidationError("--switch-over-command goes with the beginning of a migration, instead of --qmp")
+        }
+        if let switchOverCommand, switchOverCommand.allSatisfy(\.isWhitespace) { throw ValidationError("the command of --switch-over-command is empty") }
+        if pauseWhenReady, qmp != nil || switchOverCommand != nil || finish || commit || abort || dryRun {
+            throw ValidationError("--pause-when-ready goes with the beginning of a migration that nobody else carries on")
         }
         if let throttleCommand, throttleCommand.allSatisfy(\.isWhitespace) { throw ValidationError("the command of --throttle-command is empty") }
         guard [finish, commit, abort].count(where: { $0 }) <= 1 else { throw ValidationError("--finish, --commit and --abort exclude each other") }
@@ -128,8 +146,25 @@ struct Migrate: ParsableCommand {
 
     /// Without a monitor: until the VMM should be paused. A VM that was made slower is still so then, or what is left would become more before it stands still.
     private func byHand() throws {
+        let (reply, throttled) = try untilPause()
+        guard let switchOverCommand else {
+            try report(reply, throttled: throttled)
+            if throttled != nil, !control.json { print("it is slower until then: give --finish the same --throttle-command") }
+            return
+        }
+        // A VM that is paused half-way must not stay so because of a Ctrl-C.
+        Interruption.ignore()
+        let switching = HookSwitching(vm: target.vm, host: host ?? "", command: switchOverCommand, control: control)
+        let done = try switching.run { () throws(Failure) in
+            do { try release() } catch { throw error as? Failure ?? Failure(.refused, "\(error)") }
+        }
+        Interruption.obey()
+        try report(follow(done), throttled: throttled)
+    }
+
+    private func untilPause() throws -> (ControlReply, Throttling.Report?) {
         let begun = try begin()
-        guard let throttleCommand else { return try report(begun) }
+        guard let throttleCommand else { return (begun, nil) }
         Interruption.note()
         var throttling = throttling(CommandBrake(throttleCommand))
         let throttled: Throttling.Report?
@@ -145,10 +180,7 @@ struct Migrate: ParsableCommand {
         }
         Interruption.obey()
         let now = try control.send(ControlRequest(.migrations)).migrations?.last { $0.vm == target.vm && $0.direction == .out }
-        try report(now.map { ControlReply(ok: true, migrations: [$0]) } ?? begun, throttled: throttled)
-        if throttled != nil, !control.json {
-            print("it is slower until then: give --finish the same --throttle-command")
-        }
+        return (now.map { ControlReply(ok: true, migrations: [$0]) } ?? begun, throttled)
     }
 
     private func request(_ command: ControlRequest.Command) -> ControlRequest {
@@ -189,11 +221,21 @@ struct Migrate: ParsableCommand {
         let request = request(.migrate)
         var bar = ProgressBar(title: "moving \(target.vm) to \(host ?? "")")
         defer { bar.finish() }
-        return try control.send(request) { bar.show($0) }
+        let reply = try control.send(request) { bar.show($0) }
+        if let state = reply.migrations?.first?.state, !["waiting", "copying"].contains(state) {
+            throw Failure(.refused, "somebody else carries the migration of VM \(target.vm) on: it is '\(state)'; see 'memdevctl migrations'")
+        }
+        return reply
     }
 
     private func stay() throws -> ControlReply {
         let monitor = try qmp.map { path throws(Failure) in try QEMUMonitor(path: path) }
+        if let monitor, try QEMUHandOver.isGone(monitor) {
+            throw Failure(
+                .refused,
+                "QEMU has handed VM \(target.vm) over: if it runs there, say 'memdevctl migrate \(target.vm) --commit'; only if it does not and never will, '--abort' without --qmp, then 'cont' in QEMU's monitor"
+            )
+        }
         try monitor?.execute("migrate_cancel")
         // A memdevctl that was killed while it slowed the VM down may have left it standing still: memdevd knows, for it was told before.
         let status = try control.send(ControlRequest(.migrations)).migrations?.last { $0.vm == target.vm && $0.direction == .out }

@@ -107,6 +107,9 @@ struct QEMUHandOver {
         return true
     }
 
+    /// The other QEMU has taken over: this one's memory may be older than its disks.
+    static func isGone(_ monitor: QEMUMonitor) throws(Failure) -> Bool { try monitor.execute("query-status")["status"]?.string == "postmigrate" }
+
     /// When the VM was stopped, in seconds of the clock on the wall.
     func stopped() throws(Failure) -> Double? { try monitor.event("STOP", milliseconds: 0)?.seconds }
 

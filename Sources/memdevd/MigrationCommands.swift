@@ -12,6 +12,7 @@ struct MigrationCommands {
     private static let progressEvery = 5
     private static let downtimeMillisecondsDefault = 50
     private static let streamsDefault = 2
+    private static let bytesPerSecondMin: UInt64 = 64 << 10
 
     /// nil: the command is about something else.
     func run(_ request: ControlRequest, _ progress: (ControlReply.Progress) -> Bool) throws -> ControlReply? {
@@ -23,15 +24,15 @@ struct MigrationCommands {
         case .migrateDryRun:
             return try dryRun(request, progress)
         case .migrateFinish:
-            return try order(.finish, request, until: [.ready])
+            return try order(.finish, request, until: [.ready], progress)
         case .migrateCommit:
-            _ = try order(.commit, request, until: [.done, .streaming])
+            _ = try order(.commit, request, until: [.done, .streaming], progress)
             // It runs over there: whoever finds it standing still here must not let it go on.
             let vm = try vm(request)
             try migrations.noteThrottle(vm: vm, percent: 0)
             return ControlReply(ok: true, migrations: migrations.status(vm: vm).map { [$0] })
         case .migrateAbort:
-            return try order(.abort("the operator wished so"), request, until: [.failed])
+            return try order(.abort("the operator wished so"), request, until: [.failed], progress)
         case .migrateThrottle:
             let (vm, percent) = (try vm(request), request.percent ?? 0)
             guard (0...99).contains(percent) else { throw Migrations.Refused("a VM cannot stand still for \(percent) % of the time: 0 to 99") }
@@ -61,6 +62,9 @@ struct MigrationCommands {
             }
             return mode
         }
+        if let bytes = request.bytes, bytes > 0, bytes < Self.bytesPerSecondMin {
+            throw Migrations.Refused("\(bytes) bytes a second are too few to move a VM: at least \(Self.bytesPerSecondMin)")
+        }
         let streams = request.streams ?? Self.streamsDefault
         guard (1...Message.streamsMax).contains(streams) else {
             throw Migrations.Refused("\(streams) streams are not possible, 1 to \(Message.streamsMax) are")
@@ -72,9 +76,10 @@ struct MigrationCommands {
             Clock.sleep(milliseconds: Self.progressMilliseconds)
             let figures = try migrations.figures(of: vm)
             switch figures.state {
-            case .waiting: return ControlReply(ok: true, migrations: migrations.status(vm: vm).map { [$0] })
+            // Somebody else may have ordered the end of it meanwhile.
+            case .waiting, .finishing, .ready, .committing, .streaming, .done: return ControlReply(ok: true, migrations: migrations.status(vm: vm).map { [$0] })
             case .failed: throw Migrations.Refused("VM \(vm) stays here: \(figures.error ?? "the migration has failed")")
-            default: break
+            case .starting, .copying: break
             }
             turns += 1
             if turns % Self.progressEvery == 0, !progress(.init(done: figures.pagesDone << 12, total: figures.pagesTotal << 12)) {
@@ -114,9 +119,12 @@ struct MigrationCommands {
         return ControlReply(ok: true, forecast: try answer.value.withLock { try $0?.get() })
     }
 
-    private func order(_ order: SourceMachine.Order, _ request: ControlRequest, until states: [MigrationFigures.State]) throws -> ControlReply {
+    /// A client that waits for its end hears something each second; what it ordered is done, whether it listens or not.
+    private func order(
+        _ order: SourceMachine.Order, _ request: ControlRequest, until states: [MigrationFigures.State], _ progress: (ControlReply.Progress) -> Bool
+    ) throws -> ControlReply {
         let vm = try vm(request)
-        _ = try migrations.order(order, vm: vm, until: states)
+        _ = try migrations.order(order, vm: vm, until: states) { _ = progress(.init(done: $0.pagesDone << 12, total: $0.pagesTotal << 12)) }
         return ControlReply(ok: true, migrations: migrations.status(vm: vm).map { [$0] })
     }
 }

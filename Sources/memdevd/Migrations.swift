@@ -12,13 +12,15 @@ import Synchronization
 /// Concurrency: any thread.
 final class Migrations: Sendable {
     /// A migration that runs or has run.
-    private struct Job: Sendable {
+    struct Job: Sendable {
         var vm: String
         /// Of a connection that comes in, first its address, then its name.
         var peer: PeerName
         var side: Side
         /// For which share of the time memdevctl makes the VM stand still, in percent: now, and at most so far.
         var throttle = (now: 0, most: 0)
+        /// Of a connection that comes in: by its address it is a peer's. Without that it says little, for anybody may connect.
+        var hasPeerAddress = false
         enum Side: Sendable {
             case out(Outgoing)
             case `in`(Incoming)
@@ -29,47 +31,63 @@ final class Migrations: Sendable {
             case .in(let incoming): incoming.figures
             }
         }
-        var isOver: Bool { figures.state == .done || figures.state == .failed }
+        var isOver: Bool {
+            if case .out(let outgoing) = side, !outgoing.hasReturned { return false }
+            return figures.state == .done || figures.state == .failed
+        }
         var isOut: Bool {
             if case .out = side { return true }
             return false
         }
     }
 
-    private struct State {
+    struct State {
         var jobs: [Job] = []
         /// The last epoch that was seen of each vm-id: an older one is a ghost.
         var epochs: [String: UInt64] = [:]
         /// Where VMMs wait for their device state.
         var listening: [String: (pid: Int32, address: String)] = [:]
         /// VMs that come in, for further streams of theirs.
-        var arriving: [String: (epoch: UInt64, peer: String, arrival: Arrival)] = [:]
+        var arriving: [String: Arriving] = [:]
         /// VMs of which it is being found out what moving them would come to.
         var surveyed: Set<String> = []
         var isEnding = false
+
+        struct Arriving: Sendable {
+            var epoch: UInt64
+            var peer: String
+            var arrival: Arrival
+            /// What it will have in DRAM, as far as is known, and on the disk.
+            var residentPages: UInt64
+            var diskPages: UInt64
+        }
     }
 
-    private let state = Mutex(State())
-    private let registry: DeviceRegistry
-    private let settings: DaemonSettings
-    private let security: PeerSecurity
-    private let logger: Logger
+    let state = Mutex(State())
+    /// Held from looking for room until it has been granted; before `state`.
+    let granting = Mutex<Void>(())
+    let registry: DeviceRegistry
+    let settings: DaemonSettings
+    let security: PeerSecurity
+    let logger: Logger
     private let listener: StreamSocket?
     let host: String
 
     private static let jobsMax = 64
-    private static let epochsMax = 4096
+    private static let progressNanoseconds: Int64 = 1_000_000_000
+    private static let lastNanoseconds: Int64 = 20_000_000_000
+    static let epochsMax = 4096
     /// Migrations that come in at a time.
-    private static let incomingMax = 16
+    static let incomingMax = 16
     /// Connections that have not said yet what they are for. Those over which memory follows a VM that runs here are not counted among them: guests wait for these.
     private static let strangersMax = 16
     /// Connections altogether.
     private static let connectionsMax = 1024
     /// In nanoseconds, as epochs are: a day.
-    private static let epochAheadMax: UInt64 = 86_400_000_000_000
+    static let epochAheadMax: UInt64 = 86_400_000_000_000
     private static let connectMilliseconds: Int32 = 5000
     /// Left free on the disk of the swap files.
-    private static let diskReserveBytes: UInt64 = 64 << 20
+    static let diskReserveBytes: UInt64 = 64 << 20
 
     struct Refused: Error, CustomStringConvertible {
         let description: String
@@ -117,6 +135,7 @@ final class Migrations: Sendable {
         options.downtimeMilliseconds = downtimeMilliseconds
         options.host = host
         options.ownerUID = entry.ownerUID ?? 0
+        waitForLast(vm)
         try state.withLock { state in
             try Self.checkIdle(vm, state)
             state.surveyed.insert(vm)
@@ -145,6 +164,7 @@ final class Migrations: Sendable {
         options.ownerUID = entry.ownerUID ?? 0
         options.postCopy = postCopy
         options.streams = streams
+        waitForLast(vm)
         let outgoing: Outgoing? = try state.withLock { state in
             try Self.checkIdle(vm, state)
             let epoch = max((state.epochs[vm] ?? 0) + 1, Self.now())
@@ -157,7 +177,7 @@ final class Migrations: Sendable {
         guard let outgoing else { return }
         logger.notice("migration to \(peer.name) (\(address)) begins, epoch \(outgoing.figures.epoch)", metadata: ["vm": "\(vm)"])
         let (logger, security) = (logger, security)
-        _ = try Thread(name: "mdd-migrate") {
+        try start("mdd-migrate", .out(outgoing)) {
             outgoing.run(
                 connect: { () throws(MigrationFailure) in try Self.connect(address, peer.name, security) },
                 connectSide: { (milliseconds) throws(MigrationFailure) in try Self.connect(address, peer.name, security, within: milliseconds) })
@@ -168,6 +188,21 @@ final class Migrations: Sendable {
             let text =
                 figures.state == .done ? "the VM is at \(peer.name) now\(figures.confirmed ? "" : ", which has not confirmed it")" : figures.error ?? "failed"
             logger.notice("migration to \(peer.name) has ended: \(text)", metadata: ["vm": "\(vm)"])
+        }
+    }
+
+    /// One that has just failed has some things to put in order, and a link to give up, before the next may begin.
+    private func waitForLast(_ vm: String) {
+        let deadline = Clock.nanoseconds() + Self.lastNanoseconds
+        while Clock.nanoseconds() < deadline {
+            let isEnding = state.withLock { state in
+                state.jobs.contains { job in
+                    guard job.vm == vm, case .out(let outgoing) = job.side else { return false }
+                    return !outgoing.hasReturned && outgoing.figures.state == .failed
+                }
+            }
+            if !isEnding { return }
+            Clock.sleep(milliseconds: 5)
         }
     }
 
@@ -211,7 +246,7 @@ final class Migrations: Sendable {
                     ? "its memory goes on following it to \(move.peer)"
                     : "\(move.peer) was ready for it when the last server died: say 'memdevctl migrate \(vm) --commit' if it runs there, '--abort' if it is here",
                 metadata: ["vm": "\(vm)"])
-            _ = try Thread(name: "mdd-migrate") {
+            try start("mdd-migrate", .out(outgoing)) {
                 outgoing.resume(isGiven: isGiven) { () throws(MigrationFailure) in
                     guard let peer = settings.peers.first(where: { $0.name == move.peer }), let address = NetworkAddress(peer.address, defaultPort: 0) else {
                         throw .local("\(move.peer) is none of the peers any more: VM \(vm) over there waits for its memory")
@@ -233,7 +268,7 @@ final class Migrations: Sendable {
     }
 
     /// Larger than every one that was given before, on this host and, if clocks are not far apart, on others.
-    private static func now() -> UInt64 {
+    static func now() -> UInt64 {
         var time = timespec()
         unsafe clock_gettime(CLOCK_REALTIME, &time)
         return UInt64(time.tv_sec) * 1_000_000_000 + UInt64(time.tv_nsec)
@@ -290,13 +325,21 @@ final class Migrations: Sendable {
     func figures(of vm: String) throws -> MigrationFigures { try outgoing(vm).figures }
 
     /// Gives an order and waits until one of `states` is reached; throws why it is not.
-    func order(_ order: SourceMachine.Order, vm: String, until states: [MigrationFigures.State]) throws -> MigrationFigures {
+    /// `progress` is called each second.
+    func order(
+        _ order: SourceMachine.Order, vm: String, until states: [MigrationFigures.State], _ progress: (MigrationFigures) -> Void = { _ in }
+    ) throws -> MigrationFigures {
         let outgoing = try outgoing(vm)
         _ = outgoing.takeRefusal()
         let isOver = [.done, .failed].contains(outgoing.figures.state)
         if isOver { throw Refused("the migration of VM \(vm) is over: \(outgoing.figures.error ?? "done")") }
         outgoing.order(order)
+        var told = Clock.nanoseconds()
         while true {
+            if Clock.nanoseconds() - told > Self.progressNanoseconds {
+                told = Clock.nanoseconds()
+                progress(outgoing.figures)
+            }
             if let refusal = outgoing.takeRefusal() { throw Refused("VM \(vm): \(refusal)") }
             let figures = outgoing.figures
             if states.contains(figures.state) { return figures }
@@ -352,9 +395,10 @@ final class Migrations: Sendable {
     private func serve(_ socket: StreamSocket, _ from: NetworkAddress) throws(Errno) {
         if case .none(let why) = security { return logger.warning("refused a connection from \(from): \(why)") }
         let peer = PeerName("\(from)")
+        let known = settings.peers.first { NetworkAddress($0.address, defaultPort: 0)?.isSameHost(as: from) == true }
         if case .plaintext = security {
             // Without certificates an address is all there is.
-            guard let known = settings.peers.first(where: { NetworkAddress($0.address, defaultPort: 0)?.isSameHost(as: from) == true }) else {
+            guard let known else {
                 return logger.warning("refused a connection from \(from), which is none of the peers")
             }
             peer.text = known.name
@@ -368,19 +412,19 @@ final class Migrations: Sendable {
             return (stream, FromPeer(migrations: self, peer: peer.text))
         }
         let isAdmitted = state.withLock { state in
-            guard state.isEnding == false, Self.incoming(state, where: { _ in true }) < Self.connectionsMax,
-                Self.incoming(state, where: { $0.vm == nil && !$0.figures.isSurvey }) < Self.strangersMax
+            guard state.isEnding == false, Self.incoming(state, where: { _ in true }) < Self.connectionsMax, Self.makePlace(forPeer: known != nil, state)
             else { return false }
-            Self.add(Job(vm: "", peer: peer, side: .in(incoming)), &state)
+            Self.add(Job(vm: "", peer: peer, side: .in(incoming), hasPeerAddress: known != nil), &state)
             return true
         }
         guard isAdmitted else { return logger.warning("refused a connection of \(peer.text): too many are open already") }
         let logger = logger
-        _ = try Thread(name: "mdd-receive") {
+        try start("mdd-receive", .in(incoming)) {
             incoming.run()
             let figures = incoming.figures
-            if figures.isSurvey {
-                self.remove(incoming)
+            if figures.isSurvey || incoming.vm == nil {
+                self.remove(.in(incoming))
+                if !figures.isSurvey { return logger.notice("a connection of \(peer.text) has ended: nothing has come: \(figures.error ?? "")") }
                 return logger.info(
                     "a connection of \(peer.text) has ended: \(figures.error ?? "it was a question, a further stream of a migration, or memory that follows a VM")"
                 )
@@ -390,18 +434,47 @@ final class Migrations: Sendable {
         }
     }
 
-    private static func incoming(_ state: State, where matches: (Incoming) -> Bool) -> Int {
+    /// Connections of which nobody knows yet what they want. The oldest makes place for a new one, so that nobody keeps others out by saying nothing; one from a peer's address only
+    /// for another such.
+    private static func makePlace(forPeer isPeer: Bool, _ state: State) -> Bool {
+        let strangers = state.jobs.compactMap { job -> (incoming: Incoming, isPeer: Bool)? in
+            guard case .in(let incoming) = job.side, !job.isOver, incoming.vm == nil, !incoming.figures.isSurvey else { return nil }
+            return (incoming, job.hasPeerAddress)
+        }
+        if strangers.count < strangersMax { return true }
+        let order = strangers.filter { !$0.isPeer } + (isPeer ? strangers.filter(\.isPeer) : [])
+        // Those that were cut before may need a moment to end.
+        let excess = strangers.count - strangersMax + 1
+        guard strangers.count < 2 * strangersMax, order.count >= excess else { return false }
+        for (incoming, _) in order.prefix(excess) { incoming.cut() }
+        return true
+    }
+
+    static func incoming(_ state: State, where matches: (Incoming) -> Bool) -> Int {
         state.jobs.count { job in
             guard case .in(let incoming) = job.side, !job.isOver else { return false }
             return matches(incoming)
         }
     }
 
-    private func remove(_ incoming: Incoming) {
+    /// Without the thread the migration is none, and must not look like one.
+    private func start(_ name: String, _ side: Job.Side, _ body: @escaping @Sendable () -> Void) throws(Errno) {
+        do throws(Errno) {
+            _ = try Thread(name: name, body)
+        } catch {
+            remove(side)
+            throw error
+        }
+    }
+
+    private func remove(_ side: Job.Side) {
         state.withLock { state in
             state.jobs.removeAll { job in
-                if case .in(let other) = job.side { return other === incoming }
-                return false
+                switch (job.side, side) {
+                case (.in(let one), .in(let other)): one === other
+                case (.out(let one), .out(let other)): one === other
+                default: false
+                }
             }
         }
     }
@@ -425,225 +498,11 @@ final class Migrations: Sendable {
 }
 
 /// How the other host of a migration is called. Concurrency: any thread.
-private final class PeerName: Sendable {
+final class PeerName: Sendable {
     private let value: Mutex<String>
     init(_ text: String) { value = Mutex(text) }
     var text: String {
         get { value.withLock { $0 } }
         set { value.withLock { $0 = newValue } }
-    }
-}
-
-/// The destination's side of one connection.
-private struct FromPeer: MigrationTarget {
-    let migrations: Migrations
-    /// Its name here; what it says of itself does not count.
-    let peer: String
-    var host: String { migrations.host }
-
-    func prepare(_ prepare: Message.Prepare, from: String, epoch: UInt64) throws(MigrationFailure) -> Arrival {
-        try migrations.prepare(prepare, from: peer, epoch: epoch)
-    }
-    func judge(_ prepare: Message.Prepare, from: String) -> Message.Offer { migrations.judge(prepare) }
-    func vmm(of vm: String) -> Message.VMMState { migrations.vmm(of: vm) }
-    func finish(_ vm: String, _ device: MemoryDevice, epoch: UInt64, awaits: Bool) throws(MigrationFailure) {
-        try migrations.finish(vm, device, arriving: awaits ? DeviceRecord.Move(state: .given, epoch: epoch, peer: peer) : nil)
-    }
-    func resume(_ resume: Message.Resume, epoch: UInt64) throws(MigrationFailure) -> MemoryDevice? {
-        try migrations.resume(resume, epoch: epoch, peer: peer)
-    }
-    func join(_ join: Message.Join, epoch: UInt64) throws(MigrationFailure) -> Arrival { try migrations.join(join, epoch: epoch, peer: peer) }
-    func arrived(_ vm: String, _ device: MemoryDevice) { migrations.arrived(vm, device) }
-    func forget(_ vm: String, _ device: MemoryDevice) { migrations.forget(vm, device) }
-}
-
-extension Migrations {
-    fileprivate func prepare(_ prepare: Message.Prepare, from: String, epoch: UInt64) throws(MigrationFailure) -> Arrival {
-        let vm = prepare.vm
-        let last = state.withLock { $0.epochs[vm] ?? 0 }
-        guard epoch > last else {
-            throw .local("epoch \(epoch) of VM \(vm) is not after \(last), which was here before: an old migration, or the clock of \(from) is behind")
-        }
-        guard epoch < Self.now() + Self.epochAheadMax else {
-            throw .local("epoch \(epoch) of VM \(vm) is more than a day ahead of the clock here: the clock of \(from) is wrong, or this one")
-        }
-        guard state.withLock({ state in Self.incoming(state) { $0.vm != nil && !$0.figures.isSurvey } }) < Self.incomingMax else {
-            throw .local("\(Self.incomingMax) VMs come in already")
-        }
-        try checkDisk(prepare)
-        let device: MemoryDevice
-        do throws(Refusal) {
-            device = try registry.beginReceiving(vm: vm, bytes: prepare.pageCount << pageShift, owner: prepare.ownerUID)
-        } catch {
-            throw .local(error.text)
-        }
-        state.withLock { state in
-            if state.epochs.count < Self.epochsMax || state.epochs[vm] != nil { state.epochs[vm] = epoch }
-        }
-        let grant = Message.Grant(residentPages: room(budgetPages: device.budget, of: device.pageCount), budgetPages: device.budget)
-        do throws(MigrationFailure) {
-            try checkDisk(prepare, granted: grant.residentPages)
-        } catch {
-            registry.forgetReceived(vm: vm, device)
-            throw error
-        }
-        logger.notice(
-            "migration from \(from) begins: \(Size(bytes: prepare.residentPages << pageShift)) in DRAM there, \(Size(bytes: prepare.ssdPages << pageShift)) on its SSD; up to \(Size(bytes: grant.residentPages << pageShift)) go into DRAM here",
-            metadata: ["vm": "\(vm)"])
-        do throws(MigrationFailure) {
-            let arrival = try Arrival(device: device, grant: grant)
-            state.withLock { $0.arriving[vm] = (epoch, from, arrival) }
-            return arrival
-        } catch {
-            registry.forgetReceived(vm: vm, device)
-            throw error
-        }
-    }
-
-    fileprivate func join(_ join: Message.Join, epoch: UInt64, peer: String) throws(MigrationFailure) -> Arrival {
-        let vm = join.vm
-        guard let (current, from, arrival) = state.withLock({ $0.arriving[vm] }) else {
-            throw .local("VM \(vm) is not coming here: there is no migration for another stream to join")
-        }
-        guard from == peer else { throw .local("VM \(vm) comes from \(from), not from \(peer)") }
-        guard current == epoch, arrival.device.pageCount == join.pageCount else {
-            throw .local(
-                "epoch \(epoch) of VM \(vm) with \(join.pageCount) pages is not what is coming, \(current) with \(arrival.device.pageCount) pages")
-        }
-        return arrival
-    }
-
-    /// No stream may join any more.
-    private func endArriving(_ vm: String, _ device: MemoryDevice) {
-        state.withLock { state in if state.arriving[vm]?.arrival.device === device { state.arriving[vm] = nil } }
-    }
-
-    fileprivate func judge(_ prepare: Message.Prepare) -> Message.Offer {
-        var offer = Message.Offer(residentPages: 0, budgetPages: 0, diskBytes: freeBytes ?? 0, vmm: vmm(of: prepare.vm), refusal: "")
-        do throws(Refusal) {
-            offer.budgetPages = try registry.judgeReceiving(vm: prepare.vm, bytes: prepare.pageCount << pageShift, owner: prepare.ownerUID)
-        } catch {
-            offer.refusal = error.text
-            return offer
-        }
-        offer.residentPages = room(budgetPages: offer.budgetPages, of: prepare.pageCount)
-        do throws(MigrationFailure) { try checkDisk(prepare, granted: offer.residentPages) } catch { offer.refusal = error.description }
-        return offer
-    }
-
-    /// Pages that may come into DRAM: as many as reclaim would leave there.
-    private func room(budgetPages: UInt64, of pageCount: UInt64) -> UInt64 {
-        let budget = UInt64(max(0, RemoteRAM.Budget(pages: budgetPages, of: pageCount, withDMA: true).low))
-        guard let available = HostMemory.availableBytes() else { return budget }
-        return min(budget, (available - min(available, HostMemory.reserveBytes)) >> pageShift)
-    }
-
-    /// On the disk of the swap files, for whoever has no special right.
-    private var freeBytes: UInt64? {
-        var system = statvfs()
-        guard unsafe statvfs(settings.stateDirectory, &system) == 0 else { return nil }
-        return UInt64(system.f_bavail) * UInt64(system.f_frsize)
-    }
-
-    private func checkDisk(_ prepare: Message.Prepare, granted: UInt64? = nil) throws(MigrationFailure) {
-        guard let free = freeBytes else {
-            throw .local("cannot look at the disk of \(settings.stateDirectory): \(Errno(errno))")
-        }
-        let pages = prepare.residentPages + prepare.ssdPages
-        // The budget is not known before there is a device; what is on the SSD there goes onto the SSD here in any case.
-        let toDisk = granted.map { max(prepare.ssdPages, pages - min(pages, $0)) } ?? prepare.ssdPages
-        guard toDisk << pageShift + Self.diskReserveBytes <= free else {
-            throw .local(
-                "no room for VM \(prepare.vm): \(Size(bytes: toDisk << pageShift)) would go onto the SSD, \(settings.stateDirectory) has \(Size(bytes: free)) free\(granted.map { "; DRAM takes \(Size(bytes: $0 << pageShift))" } ?? "")"
-            )
-        }
-    }
-
-    fileprivate func vmm(of vm: String) -> Message.VMMState {
-        guard let entry = registry[vm], let pid = entry.attachedPID, entry.device.suspendedMapper != nil || entry.device.isRunning else { return .absent }
-        let address = state.withLock { state in state.listening[vm].flatMap { $0.pid == pid ? $0.address : nil } }
-        return address.map { .listening($0) } ?? .attached
-    }
-
-    fileprivate func resume(_ resume: Message.Resume, epoch: UInt64, peer: String) throws(MigrationFailure) -> MemoryDevice? {
-        let vm = resume.vm
-        if let reason = registry.refusedAdoption(of: vm) { throw .local("VM \(vm) could not be adopted here: \(reason)") }
-        // It has ended, or has all of it.
-        guard let entry = registry[vm] else { return nil }
-        if entry.device.isReceiving { throw .local("VM \(vm) is still coming: what it lacks is known when all of the first part is here") }
-        guard let arriving = entry.arriving else { return nil }
-        guard arriving.peer == peer else { throw .local("VM \(vm) comes from \(arriving.peer), not from \(peer)") }
-        // The same vm-id came here once more since.
-        if arriving.epoch > epoch { return nil }
-        guard arriving.epoch == epoch, entry.device.pageCount == resume.pageCount else {
-            throw .local("epoch \(epoch) of VM \(vm) with \(resume.pageCount) pages is not what came here, \(arriving.epoch) with \(entry.device.pageCount)")
-        }
-        // The last page had come when the server before this one died, or was given up since.
-        if entry.device.table.peerPages == 0 {
-            arrived(vm, entry.device)
-            return nil
-        }
-        return entry.device
-    }
-
-    fileprivate func arrived(_ vm: String, _ device: MemoryDevice) {
-        guard registry[vm]?.arriving != nil else { return }
-        registry.noteArrived(vm: vm, device)
-        logger.notice("all of its memory is here", metadata: ["vm": "\(vm)"])
-    }
-
-    fileprivate func finish(_ vm: String, _ device: MemoryDevice, arriving: DeviceRecord.Move?) throws(MigrationFailure) {
-        endArriving(vm, device)
-        do throws(Refusal) { try registry.finishReceiving(vm: vm, device, arriving: arriving) } catch { throw .local(error.text) }
-    }
-
-    fileprivate func forget(_ vm: String, _ device: MemoryDevice) {
-        endArriving(vm, device)
-        registry.forgetReceived(vm: vm, device)
-    }
-}
-
-extension MigrationForecast {
-    init(_ vm: String, _ peer: String, _ outcome: Survey.Outcome) {
-        func bytes(_ pages: UInt64) -> UInt64 { pages << pageShift }
-        let (offer, measured, estimate) = (outcome.offer, outcome.measured, outcome.estimate)
-        let vmm =
-            switch offer.vmm {
-            case .absent: "absent"
-            case .attached: "attached"
-            case .listening: "listening"
-            }
-        self.init(
-            vm: vm, peer: peer, fits: offer.refusal.isEmpty, refusal: offer.refusal.isEmpty ? nil : offer.refusal, zero: bytes(estimate.zeroPages),
-            resident: bytes(measured.residentPages), ssd: bytes(measured.ssdPages), toDRAM: bytes(estimate.toDRAMPages), toSSD: bytes(estimate.toSSDPages),
-            granted: bytes(offer.residentPages), diskFree: offer.diskBytes, bytesPerSecond: UInt64(measured.linkBytesPerSecond),
-            roundTrip: Double(measured.roundTripNanoseconds) / 1e6, residentBytesPerSecond: UInt64(measured.residentBytesPerSecond),
-            ssdBytesPerSecond: UInt64(measured.slotBytesPerSecond), written: bytes(measured.writtenInGrace), onWire: estimate.bytesOnWire,
-            rounds: estimate.rounds, duration: estimate.milliseconds, downtime: estimate.downtimeMilliseconds,
-            downtimeWanted: Double(measured.downtimeMilliseconds), converges: estimate.converges, vmm: vmm)
-    }
-}
-
-extension MigrationStatus {
-    init(_ vm: String, _ direction: Direction, _ peer: String, _ figures: MigrationFigures) {
-        func bytes(_ pages: UInt64) -> UInt64 { pages << pageShift }
-        let end = figures.ended == 0 ? Clock.nanoseconds() : figures.ended
-        var address: String?
-        let vmm: String
-        switch figures.vmm {
-        case .absent: vmm = "absent"
-        case .attached: vmm = "attached"
-        case .listening(let at):
-            vmm = "listening"
-            address = at
-        }
-        self.init(
-            vm: vm, direction: direction, peer: peer, state: figures.state.rawValue, epoch: figures.epoch, round: figures.round,
-            done: bytes(figures.pagesDone), total: bytes(figures.pagesTotal), toDRAM: bytes(figures.residentPages), toSSD: bytes(figures.ssdPages),
-            zero: bytes(figures.zeroPages), onWire: figures.bytesOnWire, bytesPerSecond: UInt64(figures.bytesPerSecond), left: bytes(figures.pagesLeft),
-            downtimeEstimate: figures.downtimeEstimate, isFlat: figures.isFlat, lastPass: Double(figures.lastPassNanoseconds) / 1e6,
-            lastPassBytes: bytes(figures.lastPassPages), granted: bytes(figures.grantPages), duration: Double(end - figures.began) / 1e6, vmm: vmm,
-            listensAt: address, isPostCopy: figures.isPostCopy, fetched: bytes(figures.fetchedPages),
-            streams: figures.streams, confirmed: figures.confirmed, error: figures.error)
     }
 }

@@ -32,6 +32,7 @@ enum Prometheus {
         counter("ahead_used_bytes_total", "Read ahead, and passed by the stream that it was read for.") { Double($0.paging.aheadUsed ?? 0) },
         counter("ahead_wasted_bytes_total", "Read ahead for a stream that ended before.") { Double($0.paging.aheadWasted ?? 0) },
         counter("ahead_late_bytes_total", "Read ahead, and wanted before it had come.") { Double($0.paging.aheadLate ?? 0) },
+        counter("ahead_cancelled_bytes_total", "Read ahead, and left on the SSD for want of room.") { Double($0.paging.aheadCancelled ?? 0) },
         counter("paged_in_peer_bytes_total", "Come from another host into DRAM while the VM ran here.") { Double($0.paging.inPeer ?? 0) },
         counter("paged_out_bytes_total", "Taken out of DRAM.") { Double($0.paging.out) },
         counter("written_bytes_total", "Written to the SSD.") { Double($0.paging.written) },

@@ -73,6 +73,7 @@ final class StallKeeper: Sendable {
                 logger.warning("budget auto: memory-max has no room for a larger budget; the stall time is not held", metadata: ["vm": "\(device.name)"])
             }
             state.wasRefused = !isSet
+            state.controller.noteApplied(device.budget)
         }
         held[device.name] = state
     }

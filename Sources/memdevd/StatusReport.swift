@@ -38,6 +38,7 @@ extension DeviceStatus {
         paging.aheadUsed = bytes(counters.aheadUsed.value)
         paging.aheadWasted = bytes(counters.aheadWasted.value)
         paging.aheadLate = bytes(counters.aheadLate.value)
+        paging.aheadCancelled = bytes(counters.aheadCancelled.value)
         paging.inPeer = bytes(counters.pagesInPeer.value)
         stall = Double(counters.stallNanoseconds.value) / 1000
         stallMicroseconds = entry.stallMicroseconds > 0 ? entry.stallMicroseconds : nil

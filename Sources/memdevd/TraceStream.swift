@@ -82,7 +82,7 @@ final class TraceStream {
     private func turn() {
         drain()
         let now = Clock.nanoseconds()
-        guard now - lastNote >= Self.noteNanoseconds, let device else { return }
+        guard now - lastNote >= Self.noteNanoseconds, room > 0, let device else { return }
         lastNote = now
         append(.resident, UInt32(clamping: device.residentPages), at: now)
         guard device.budget != budget else { return }
@@ -91,7 +91,8 @@ final class TraceStream {
     }
 
     private func drain() {
-        let room = (Self.bytesMax - bytes.count + sent) / TraceRecord.bytes - Self.notesMax
+        drained.removeAll(keepingCapacity: true)
+        guard room > 0 else { return }
         let lost = log.drain(most: min(Self.recordsPerTurn, room), since: start, into: &drained)
         if lost > 0 {
             append(.lost, UInt32(clamping: lost), at: drained.first?.time ?? Clock.nanoseconds())
@@ -99,6 +100,9 @@ final class TraceStream {
         }
         for record in drained { append(record.time, record.word) }
     }
+
+    /// Records that there is room for.
+    private var room: Int { (Self.bytesMax - bytes.count + sent) / TraceRecord.bytes - Self.notesMax }
 
     /// Records of a turn that are not drained: resident, budget, lost, end.
     private static let notesMax = 4
@@ -129,22 +133,25 @@ final class TraceStream {
     /// What is still in the rings, and the end.
     private func finish(_ socket: borrowing MessageSocket) throws(Errno) {
         log.pause()
+        let deadline = Clock.nanoseconds() + patienceNanoseconds
         // Room first: what is drained into none says nothing of what is left.
-        try sendAll(socket)
+        try sendAll(socket, until: deadline)
         repeat {
             drain()
-            try sendAll(socket)
+            try sendAll(socket, until: deadline)
         } while !drained.isEmpty
         let now = Clock.nanoseconds()
         status.seconds = Double(now - start) / 1e9
         append(.end, 0, at: now)
-        try sendAll(socket)
+        try sendAll(socket, until: deadline)
     }
 
-    private func sendAll(_ socket: borrowing MessageSocket) throws(Errno) {
+    /// However slowly somebody takes it: the VM's next trace waits.
+    private func sendAll(_ socket: borrowing MessageSocket, until deadline: Int64) throws(Errno) {
         while true {
             try send(socket)
             if bytes.isEmpty { return }
+            if Clock.nanoseconds() > deadline { throw .timedOut }
             Clock.sleep(milliseconds: UInt32(Self.turnMilliseconds))
         }
     }

@@ -241,8 +241,9 @@ import Testing
         let registry = registry(budget: 1400) { $0.budgetBytesMax = 3000 << 12 }
         for vm in ["a", "b"] { _ = try registry.attach(vm: vm, bytes: Self.bytes, keep: false, pid: 1) }
         #expect(registry.holdStall(vm: "a", microseconds: 1))
-        #expect(!registry.steerBudget(vm: "a", stallMicroseconds: 1, pages: 1700) && registry["a"]?.device.budget == 1400)
-        #expect(registry.steerBudget(vm: "a", stallMicroseconds: 1, pages: 1600) && registry["a"]?.device.budget == 1600)
+        #expect(registry.steerBudget(vm: "a", stallMicroseconds: 1, pages: 1500) && registry["a"]?.device.budget == 1500)
+        #expect(!registry.steerBudget(vm: "a", stallMicroseconds: 1, pages: 1700) && registry["a"]?.device.budget == 1600, "what there is room for")
+        #expect(!registry.steerBudget(vm: "a", stallMicroseconds: 1, pages: 1700) && registry["a"]?.device.budget == 1600)
         #expect(registry.steerBudget(vm: "a", stallMicroseconds: 1, pages: 1100) && registry["a"]?.device.budget == 1100)
     }
 }

@@ -193,6 +193,19 @@ extension FaultInjection {
 
         // MARK: Orders
 
+        @Test("A VM that goes on writing and is moved anew at once after an abort arrives with all of it") func anewAfterAbort() throws {
+            let scene = try Scene(try TwoHosts())
+            // A stream of it rests for up to a second: the end of the first migration comes long after the order.
+            try scene.reach(.copying) {}
+            #expect(try scene.order("--abort").status == 0, "\(scene.logs)")
+            try scene.begin()
+            #expect(scene.outcome()?.status == 1)
+            #expect(eventually(within: 30_000) { ((try? scene.hosts.migration())??.round ?? 0) >= 10 }, "\(scene.logs)")
+            scene.guest.stop()
+            for order in ["--finish", "--commit"] { #expect(try scene.order(order).status == 0, "\(scene.logs)") }
+            try scene.isThere()
+        }
+
         @Test("An order to abort before the commit, at every step: the VM is where it was, and moves later", arguments: Scene.Step.allCases)
         func aborts(step: Scene.Step) throws {
             let scene = try Scene(try TwoHosts())

@@ -56,6 +56,17 @@ extension FaultInjection {
             #expect(hosts.b.server == server && !hosts.b.log.contains("killed by signal"))
         }
 
+        @Test("Connections that say nothing keep no peer out, however many there are") func silence() throws {
+            let hosts = try TwoHosts()
+            let address = try #require(NetworkAddress("127.0.0.1:\(hosts.ports.b)", defaultPort: 0))
+            var silent: [StreamSocket] = []
+            for _ in 0..<40 { silent.append(try StreamSocket.connect(to: address, milliseconds: 5000)) }
+            #expect(eventually { (try? knock(hosts, hosts.pki.credentials("a"))) == "welcome" }, "\(hosts.b.log)")
+            for _ in 0..<40 { silent.append(try StreamSocket.connect(to: address, milliseconds: 5000)) }
+            #expect(eventually { (try? knock(hosts, hosts.pki.credentials("a"))) == "welcome" }, "\(hosts.b.log)")
+            for socket in silent { socket.shutDown() }
+        }
+
         /// A stream that wants to join what comes to host b as VM "vm", from a peer with this name.
         private func join(_ hosts: TwoHosts, as name: String, epoch: UInt64, stream: UInt32 = 1, pages: UInt64 = 4096) throws -> (text: String, link: PeerLink)
         {

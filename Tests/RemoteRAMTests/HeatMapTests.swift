@@ -85,4 +85,17 @@ import Testing
         _ = budget.available(now: 0)
         #expect(budget.available(now: 3_600_000_000_000) == 2000)
     }
+
+    @Test("One piece of work that took very long does not end all work") func lateAnswer() {
+        var budget = SamplingBudget(nanosecondsPerSecond: 1_000_000)
+        _ = budget.available(now: 0)
+        let second: Int64 = 1_000_000_000
+        #expect(budget.units(now: second) == 200)
+        // Five small ones, and the VMM did not answer within 200 ms.
+        budget.spend(200_000_000, units: 5)
+        #expect(budget.units(now: 100 * second) < 0, "it is paid back first")
+        #expect(budget.units(now: 300 * second) >= 1)
+        for turn in Int64(301)...400 { budget.spend(5000, units: min(1, budget.units(now: turn * second))) }
+        #expect(budget.units(now: 402 * second) > 100, "and what it costs is learnt anew")
+    }
 }

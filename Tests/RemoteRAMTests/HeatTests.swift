@@ -65,6 +65,23 @@ extension DeviceTests {
             }
         }
 
+        @Test("With the guest's usual share of time, nearly all probes are asked for in a second") func workingSetOfReads() throws {
+            let directory = TemporaryDirectory()
+            var settings = HeatSettings()
+            settings.processorPercent = 1_000_000
+            settings.intervalMilliseconds = 200
+            let guest = try Self.guest(directory, settings)
+            defer { guest.stop() }
+            guest.fill(PageRange(0, Self.pages), seed: 3)
+            guest.serveZap()
+            try withReader(guest, Array(0..<Self.pages)) {
+                // Long after the filling, which counts as a use.
+                #expect(eventually(within: 30_000) { Self.report(guest).observed > 5_000_000_000 })
+                let isWhole = eventually(within: 30_000) { (Self.report(guest).workingSet.first ?? 0) > Double(Self.pages) * 0.8 }
+                #expect(isWhole, "\(Self.report(guest).workingSet)")
+            }
+        }
+
         private func withReader(_ guest: Guest, _ pages: [PageIndex], _ body: () throws -> Void) throws {
             let over = Flag()
             let reader = try Thread(name: "reader") {

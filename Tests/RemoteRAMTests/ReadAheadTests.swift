@@ -239,6 +239,25 @@ private struct Reader {
         #expect(ahead.figures == ReadAhead.Figures(issued: 5, used: 0, wasted: 5, late: 0))
     }
 
+    @Test("A stream of which pages were given back goes on, and asks for them again", arguments: [Int64(1), -1, 7]) func gaveBack(stride: Int64) throws {
+        var ahead = ReadAhead(windowMax: 64, pageCount: 1 << 40)
+        let page = { (place: Int64) in PageIndex(1 << 30 + place * stride) }
+        var plan: ReadAhead.Plan?
+        var place: Int64 = 0
+        while plan == nil {
+            plan = ahead.onFault(page(place))
+            place += 1
+        }
+        let first = try #require(plan)
+        #expect(first.count > 3 && first.page(0) == page(place))
+        ahead.took(places: first.count, pages: first.count)
+        for step in 1..<first.count { ahead.gaveBack(first.page(step)) }
+        // The first one was used without a fault.
+        plan = ahead.onFault(first.page(1))
+        let next = try #require(plan)
+        #expect(next.page(0) == first.page(2) && ahead.figures.wasted == 0 && ahead.figures.used == 1)
+    }
+
     // MARK: Limits
 
     @Test("Nothing beyond the ends of the device is asked for; random walks neither trap nor leave it") func alwaysInside() {

@@ -117,6 +117,23 @@ private struct SimulatedGuest {
         #expect(wrong.step(.init(seconds: 1, stallNanoseconds: 0, isFull: true)) == 5)
     }
 
+    @Test("Where there is no room to grow, it goes on from the budget that applies") func noRoom() {
+        var controller = Self.controller(4 * Self.gib)
+        let applied = UInt64(Self.gib)
+        controller.noteApplied(applied)
+        for _ in 0..<100 {
+            #expect(controller.step(.init(seconds: 1, stallNanoseconds: 500_000_000, isFull: true)) <= applied + applied / 8)
+            controller.noteApplied(applied)
+        }
+        for second in 0..<1000 {
+            let wanted = controller.step(.init(seconds: 1, stallNanoseconds: 0, isFull: true))
+            // What was measured before fades.
+            if second > 20 { #expect(wanted <= applied) }
+            controller.noteApplied(min(wanted, applied))
+        }
+        #expect(controller.budget < applied)
+    }
+
     @Test("While the guest brings back what it needs, and there is room, the budget does not grow") func refill() {
         var controller = Self.controller(4 * Self.gib)
         for _ in 0..<100 { _ = controller.step(.init(seconds: 1, stallNanoseconds: 500_000_000, isFull: false)) }

@@ -135,8 +135,12 @@ class Paging(threading.Thread):
                 self.last = {"in": paging["inDemand"] + paging["inAhead"], "out": paging["out"]}
                 self.first = self.first or self.last
 
-    def finish(self):
+    def end(self):
+        """No further looks; does not wait for one that goes on."""
         self._end.set()
+
+    def finish(self):
+        self.end()
         self.join()
         return {name: self.last[name] - self.first[name] for name in ("in", "out")} if self.last else {"in": None, "out": None}
 
@@ -215,6 +219,7 @@ def memdevd_vm(settings, workload, tls=False, post_copy=None):
         source, destination = Control(daemon["a"].control), Control(daemon["b"].control)
         tree = {name: machine.process_tree(daemon[name].process.pid) for name in daemon}
         used = {name: processors(tree[name]) for name in daemon}
+        machine.touch_free_memory(workload.size)
         paging, wire = Paging(daemon["b"]), Wire(settings)
         begin = time.monotonic()
         request = {"vm": VM, "host": "b", "downtimeMilliseconds": settings.downtime, "streams": settings.streams}
@@ -226,7 +231,8 @@ def memdevd_vm(settings, workload, tls=False, post_copy=None):
         during = program["a"].ask("sample")
         stopped = program["a"].ask("stop")
         source.ask("migrateFinish", vm=VM)
-        paged = paging.finish() if not post_copy else None
+        if not post_copy:
+            paging.end()
         if workload.rate:
             resumed = program["b"].ask(f"go position={stopped['position']} rate={workload.rate} busy={int(workload.busy)}")
         source.ask("migrateCommit", vm=VM)
@@ -234,7 +240,8 @@ def memdevd_vm(settings, workload, tls=False, post_copy=None):
             wait_until(lambda: source.migration()["state"] != "streaming", MOVE_SECONDS_MAX, "end of the streaming", poll=0.01)
             during = program["b"].ask("sample") | {"checked": 0}
         end = time.monotonic()
-        paged = paged or paging.finish() and destination.paging()
+        seen = paging.finish()
+        paged = destination.paging() if post_copy else seen
         moved = source.migration()
         if moved["state"] != "done" or not moved["confirmed"]:
             raise Failure(f"migration: state {moved['state']}, {moved.get('error')}")
@@ -283,6 +290,7 @@ def standin_vm(settings, workload, streams=1):
         before, first = warm(here, workload)
         address = f"address={settings.network.addresses['b']} port={PORT} streams={streams}"
         there.ask(f"receive {address}")
+        machine.touch_free_memory(workload.size)
         pids = {"a": [here.pid], "b": [there.pid]}
         used = {name: processors(pids[name]) for name in pids}
         wire, swapped = Wire(settings), swapping()
@@ -415,6 +423,7 @@ def qemu_conventional(settings, workload, kind="precopy"):
                                **({"multifd-channels": max(2, settings.streams)} if kind == "multifd" else {}))
         address = f"tcp:{settings.network.addresses['b']}:{hosts.DEVICE_STATE_PORT}"
         there.monitor.execute("migrate-incoming", uri=address)
+        machine.touch_free_memory(workload.size)
         pids = {"a": [here.process.pid], "b": [there.process.pid]}
         used = {name: processors(pids[name]) for name in pids}
         wire, swapped, first = Wire(settings), swapping(), guest_sample(here)
@@ -456,6 +465,7 @@ def qemu_memdevd(settings, workload, tls=False, post_copy=False):
         destination = Control(side["b"].control)
         tree = {name: machine.process_tree(side[name].process.pid) for name in side}
         used = {name: processors(tree[name]) for name in side}
+        machine.touch_free_memory(workload.size)
         paging, wire, first = Paging(side["b"]), Wire(settings), guest_sample(here)
         moved = hosts.migrate(here, side["a"], side["b"], there, "--downtime", str(settings.downtime), "--streams", str(settings.streams), *(["--post-copy"] if post_copy else []), watch=False)
         sent, mark = wire.bytes, there.console.mark()
