@@ -64,8 +64,8 @@ extension RefaultQueues {
         private static let thresholdGain = (up: 1.0, down: 8.0)
         private static let thresholdMax = 4.0
         private static let thresholdMin = 1.0 / 64
-        /// Pages that say something.
-        private static let excessMin = 1.0
+        /// Added to the sums, so that few events do not say much.
+        private static let prior = (soon: 1.0, out: 20.0)
         private static let testsKept = 512.0
         /// Pages that the ring turns on for each early refault, when all leases are worth it and when none is.
         private static let turnMin = 0.125
@@ -120,10 +120,10 @@ extension RefaultQueues {
                 lately.noteEvicted(resident: resident)
                 asARule.noteEvicted(resident: resident)
             }
-            // How many more of the leased pages have come back soon than would have if both kinds did alike. Where none come back soon, nothing is known, and the share stays.
-            let excess = soon.leased - out.leased * (soon.leased + soon.probation) / max(1, out.leased + out.probation)
+            let worthLeased = (soon.leased + Self.prior.soon) / (out.leased + Self.prior.out)
+            let worthProbation = (soon.probation + Self.prior.soon) / (out.probation + Self.prior.out)
             let isChange = lately.value > Self.changeMin + Self.changeRatio * asARule.value
-            share += (isChange ? -Self.shareFast : excess >= Self.excessMin ? Self.shareStep : excess <= -Self.excessMin ? -Self.shareStep : 0) / resident
+            share += (isChange ? -Self.shareFast : worthLeased >= worthProbation ? Self.shareStep : -Self.shareStep) / resident
             share = min(Self.shareMax, max(0, share))
             threshold *= hasRoom(leased: leasedNow) ? 1 + Self.thresholdGain.up / resident : max(0.5, 1 - Self.thresholdGain.down / resident)
             threshold = min(Self.thresholdMax * resident, max(Self.thresholdMin * resident, threshold))
