@@ -204,6 +204,22 @@ import Testing
         move.source.stop()
     }
 
+    @Test("A pinned page is never quiet, and goes again when it is pinned: nobody reports what a device writes") func pinned() throws {
+        let move = try Move(seed: SeededGenerator(for: "pinned"))
+        for page in UInt64(1)..<3 { move.guest[page, 0] = page }
+        let copier = try #require(PageCopier(move.source))
+        #expect(eventually { copier.isQuiet(1) && copier.isQuiet(2) })
+        move.source.table.dirtyLog.begin()
+        #expect(move.source.pin(PageRange(1, 2)))
+        #expect(!copier.isQuiet(1) && copier.isQuiet(2))
+        #expect(move.source.table.dirtyLog.contains(1) && !move.source.table.dirtyLog.contains(2))
+        move.source.table.dirtyLog.end()
+        move.source.unpin(PageRange(1, 2))
+        #expect(eventually { copier.isQuiet(1) })
+        move.target.guest.stop()
+        move.source.stop()
+    }
+
     @Test("Pages that have their room in DRAM already take none from others while they are on their way; no page goes beyond it", arguments: [10, 14])
     func quota(pages: UInt64) throws {
         let move = try Move(seed: SeededGenerator(for: "quota"))
