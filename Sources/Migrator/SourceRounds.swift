@@ -55,7 +55,7 @@ extension SourceLoop {
     private func joinStreams() throws(MigrationFailure) -> [PeerLink] {
         var joined: [PeerLink] = []
         for stream in 1..<UInt32(min(options.streams, Message.streamsMax)) {
-            // Those that have joined say nothing by themselves before all have.
+            // Those that have joined say nothing by themselves before all have. One that is dead is found by the first pass.
             for side in joined { try? side.send(.alive) }
             do throws(MigrationFailure) {
                 try sendAliveIfDue()

@@ -273,36 +273,53 @@ final class FaultThread {
     /// Installs zeros in claimed pages. False when there was no memory for some: those are zero pages again.
     func installZeros(_ range: PageRange, heat: UInt8) -> Bool {
         var complete = true
+        var stamp = core.quiet.stamp()
+        let newHeat = RefaultQueues.heatWhenFilled(heat)
+        installPieces(
+            range,
+            install: { (address, pages) throws(Errno) in
+                stamp = core.quiet.stamp()
+                return try core.mapper.userfault.zero(at: address, length: pages.bytes)
+            },
+            done: { for page in $0.start..<$0.end { finish(page, as: .dirty, heat: newHeat, stamp: stamp) } },
+            // Somebody wrote to the memfd without a fault: what is there is the content.
+            exists: { finish($0, as: .dirty, heat: newHeat, stamp: stamp) },
+            otherwise: { left, _ in
+                for page in left.start..<left.end { giveBack(page, to: .zero) }
+                complete = false
+            })
+        return complete
+    }
+
+    /// Installs claimed pages, piece by piece as the VMM maps them. `install` puts in as many as it can from an address on and returns the bytes; `done` are in; a page that `exists` was
+    /// there already, and whoever waits for it is woken; what is left of a piece for any other reason goes to `otherwise`.
+    @inline(__always)
+    func installPieces(
+        _ range: PageRange, install: (_ address: UInt64, _ pages: PageRange) throws(Errno) -> UInt64, done: (PageRange) -> Void, exists: (PageIndex) -> Void,
+        otherwise: (_ left: PageRange, _ error: Errno) -> Void
+    ) {
         core.mapper.forEachPiece(of: range) { address, pages in
-            var page = pages.start
+            var left = pages
             var attempts = 0
-            while page < pages.end {
-                let stamp = core.quiet.stamp()
-                let newHeat = RefaultQueues.heatWhenFilled(heat)
+            while !left.isEmpty {
                 do throws(Errno) {
-                    let at = address + (page - pages.start) << pageShift
-                    let done = try core.mapper.userfault.zero(at: at, length: (pages.end - page) << pageShift) >> pageShift
-                    for filled in page..<(page + done) { finish(filled, as: .dirty, heat: newHeat, stamp: stamp) }
-                    page += done
+                    let bytes = try install(address + (left.start - pages.start) << pageShift, left)
+                    let end = left.start + bytes >> pageShift
+                    done(PageRange(left.start, end))
+                    left.start = end
                 } catch {
                     attempts += 1
                     if error == .exists {
-                        // Somebody wrote to the memfd without a fault: what is there is the content.
-                        finish(page, as: .dirty, heat: newHeat, stamp: stamp)
-                        core.mapper.wake(PageRange(page, page + 1))
-                        page += 1
-                    } else if error == .again, attempts < Self.againMax {
-                        continue
-                    } else {
+                        exists(left.start)
+                        core.mapper.wake(PageRange(left.start, left.start + 1))
+                        left.start += 1
+                    } else if error != .again || attempts >= Self.againMax {
                         note(error)
-                        for left in page..<pages.end { giveBack(left, to: .zero) }
-                        complete = false
-                        break
+                        return otherwise(left, error)
                     }
                 }
             }
         }
-        return complete
     }
 
     /// Why pages could not be installed.

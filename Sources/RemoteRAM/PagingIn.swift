@@ -192,36 +192,20 @@ extension FaultThread {
         if range.isEmpty { return }
         if !slot.isDemand, core.trace.isOn.load(ordering: .relaxed) { core.trace.fault.append(.ahead, range, at: Clock.nanoseconds()) }
         let stamp = core.quiet.stamp()
-        core.mapper.forEachPiece(of: range) { address, pages in
-            var page = pages.start
-            var attempts = 0
-            while page < pages.end {
-                let source = unsafe buffer + Int((page - base) << pageShift)
-                do throws(Errno) {
-                    let at = address + (page - pages.start) << pageShift
-                    let done =
-                        try unsafe core.mapper.userfault.copy(to: at, from: source, length: (pages.end - page) << pageShift, mode: .clean) >> pageShift
-                    for filled in page..<(page + done) { finish(filled, as: .clean, heat: RefaultQueues.heatWhenFilled(table[filled].heat), stamp: stamp) }
-                    page += done
-                } catch {
-                    attempts += 1
-                    if error == .exists {
-                        finish(page, as: .dirty, heat: RefaultQueues.heatWhenFilled(table[page].heat), stamp: stamp)
-                        core.mapper.wake(PageRange(page, page + 1))
-                        page += 1
-                    } else if error == .again, attempts < Self.againMax {
-                        continue
-                    } else {
-                        note(error)
-                        for left in page..<pages.end {
-                            giveBack(left, to: .ssd)
-                            if slot.isDemand, error != .noProcess { park(left, arrived: slot.arrived, lacksMemory: error == .noMemory) }
-                        }
-                        break
-                    }
+        installPieces(
+            range,
+            install: { (address, pages) throws(Errno) in
+                let source = unsafe buffer + Int((pages.start - base) << pageShift)
+                return try unsafe core.mapper.userfault.copy(to: address, from: source, length: pages.bytes, mode: .clean)
+            },
+            done: { for page in $0.start..<$0.end { finish(page, as: .clean, heat: RefaultQueues.heatWhenFilled(table[page].heat), stamp: stamp) } },
+            exists: { finish($0, as: .dirty, heat: RefaultQueues.heatWhenFilled(table[$0].heat), stamp: stamp) },
+            otherwise: { left, error in
+                for page in left.start..<left.end {
+                    giveBack(page, to: .ssd)
+                    if slot.isDemand, error != .noProcess { park(page, arrived: slot.arrived, lacksMemory: error == .noMemory) }
                 }
-            }
-        }
+            })
     }
 
     /// A page that was not resident is.

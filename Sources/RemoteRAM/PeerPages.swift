@@ -51,37 +51,22 @@ extension FaultThread {
 
     private func installFromPeer(_ run: PageRange, _ content: UnsafeRawPointer, heat: UInt8) {
         let stamp = core.quiet.stamp()
-        core.mapper.forEachPiece(of: run) { address, pages in
-            var page = pages.start
-            var attempts = 0
-            while page < pages.end {
-                do throws(Errno) {
-                    let at = address + (page - pages.start) << pageShift
-                    let source = unsafe content + Int((page - run.start) << pageShift)
-                    let done = try unsafe core.mapper.userfault.copy(to: at, from: source, length: (pages.end - page) << pageShift, mode: .dirty) >> pageShift
-                    for filled in page..<(page + done) { finishFromPeer(filled, heat: heat, stamp: stamp) }
-                    page += done
-                } catch {
-                    attempts += 1
-                    if error == .exists {
-                        // A server that has died had installed it.
-                        finishFromPeer(page, heat: heat, stamp: stamp)
-                        core.mapper.wake(PageRange(page, page + 1))
-                        page += 1
-                    } else if error == .again, attempts < Self.againMax {
-                        continue
-                    } else {
-                        // Still the other host's: whoever waits asks once more.
-                        note(error)
-                        for left in page..<pages.end {
-                            table.cancelPeerInstall(left)
-                            core.peerDemand?.askAgain(left)
-                        }
-                        return
-                    }
+        installPieces(
+            run,
+            install: { (address, pages) throws(Errno) in
+                let source = unsafe content + Int((pages.start - run.start) << pageShift)
+                return try unsafe core.mapper.userfault.copy(to: address, from: source, length: pages.bytes, mode: .dirty)
+            },
+            done: { for page in $0.start..<$0.end { finishFromPeer(page, heat: heat, stamp: stamp) } },
+            // A server that has died had installed it.
+            exists: { finishFromPeer($0, heat: heat, stamp: stamp) },
+            otherwise: { left, _ in
+                // Still the other host's: whoever waits asks once more.
+                for page in left.start..<left.end {
+                    table.cancelPeerInstall(page)
+                    core.peerDemand?.askAgain(page)
                 }
-            }
-        }
+            })
     }
 
     private func finishFromPeer(_ page: PageIndex, heat: UInt8, stamp: Stamp) {

@@ -70,7 +70,7 @@ final class Migrations: Sendable {
     let settings: DaemonSettings
     let security: PeerSecurity
     let logger: Logger
-    private let listener: StreamSocket?
+    let listener: StreamSocket?
     let host: String
 
     private static let jobsMax = 64
@@ -80,9 +80,9 @@ final class Migrations: Sendable {
     /// Migrations that come in at a time.
     static let incomingMax = 16
     /// Connections that have not said yet what they are for. Those over which memory follows a VM that runs here are not counted among them: guests wait for these.
-    private static let strangersMax = 16
+    static let strangersMax = 16
     /// Connections altogether.
-    private static let connectionsMax = 1024
+    static let connectionsMax = 1024
     /// In nanoseconds, as epochs are: a day.
     static let epochAheadMax: UInt64 = 86_400_000_000_000
     private static let connectMilliseconds: Int32 = 5000
@@ -291,7 +291,7 @@ final class Migrations: Sendable {
         return try TLSStream.open(socket, credentials, isClient: true, names: [name], place: "\(name) (\(address))", milliseconds: left).0
     }
 
-    private static func add(_ job: Job, _ state: inout State) {
+    static func add(_ job: Job, _ state: inout State) {
         state.jobs.append(job)
         while state.jobs.count > jobsMax, let oldest = state.jobs.firstIndex(where: \.isOver) { state.jobs.remove(at: oldest) }
     }
@@ -365,100 +365,8 @@ final class Migrations: Sendable {
         }
     }
 
-    // MARK: To here
-
-    /// The VMM of `vm` waits for its device state at `address`; nil: not any more.
-    func listen(vm: String, at address: String?) throws {
-        guard let address else { return state.withLock { _ = $0.listening.removeValue(forKey: vm) } }
-        guard let pid = registry[vm]?.attachedPID else {
-            throw Refused("no VMM of \(vm) is attached here: start it first, waiting for a migration (QEMU: -incoming defer)")
-        }
-        guard !address.isEmpty, address.utf8.count <= 255 else { throw Refused("an address has 1 to 255 bytes") }
-        state.withLock { $0.listening[vm] = (pid, address) }
-    }
-
-    /// Accepts other hosts until `stop`.
-    func run() {
-        guard let listener else { return }
-        while !state.withLock({ $0.isEnding }) {
-            do throws(Errno) {
-                let (socket, from) = try listener.accept()
-                try serve(socket, from)
-            } catch {
-                if state.withLock({ $0.isEnding }) { return }
-                logger.warning("peer socket: \(error)")
-                Clock.sleep(milliseconds: 100)
-            }
-        }
-    }
-
-    private func serve(_ socket: StreamSocket, _ from: NetworkAddress) throws(Errno) {
-        if case .none(let why) = security { return logger.warning("refused a connection from \(from): \(why)") }
-        let peer = PeerName("\(from)")
-        let known = settings.peers.first { NetworkAddress($0.address, defaultPort: 0)?.isSameHost(as: from) == true }
-        if case .plaintext = security {
-            // Without certificates an address is all there is.
-            guard let known else {
-                return logger.warning("refused a connection from \(from), which is none of the peers")
-            }
-            peer.text = known.name
-        }
-        try socket.configure(deadMilliseconds: PeerLink.silenceMilliseconds)
-        let incoming = Incoming(socket) { [self] (socket) throws(MigrationFailure) in
-            var stream: any PeerStream = socket
-            if case .tls(let credentials) = security {
-                (stream, peer.text) = try TLSStream.open(socket, credentials, isClient: false, names: settings.peers.map(\.name), place: "\(from)")
-            }
-            return (stream, FromPeer(migrations: self, peer: peer.text))
-        }
-        let isAdmitted = state.withLock { state in
-            guard state.isEnding == false, Self.incoming(state, where: { _ in true }) < Self.connectionsMax, Self.makePlace(forPeer: known != nil, state)
-            else { return false }
-            Self.add(Job(vm: "", peer: peer, side: .in(incoming), hasPeerAddress: known != nil), &state)
-            return true
-        }
-        guard isAdmitted else { return logger.warning("refused a connection of \(peer.text): too many are open already") }
-        let logger = logger
-        try start("mdd-receive", .in(incoming)) {
-            incoming.run()
-            let figures = incoming.figures
-            if figures.isSurvey || incoming.vm == nil {
-                self.remove(.in(incoming))
-                if !figures.isSurvey { return logger.notice("a connection of \(peer.text) has ended: nothing has come: \(figures.error ?? "")") }
-                return logger.info(
-                    "a connection of \(peer.text) has ended: \(figures.error ?? "it was a question, a further stream of a migration, or memory that follows a VM")"
-                )
-            }
-            let text = figures.state == .done ? "the VM is here now" : "nothing has come: \(figures.error ?? "")"
-            logger.notice("migration from \(peer.text) has ended: \(text)", metadata: ["vm": "\(incoming.vm ?? "")"])
-        }
-    }
-
-    /// Connections of which nobody knows yet what they want. The oldest makes place for a new one, so that nobody keeps others out by saying nothing; one from a peer's address only
-    /// for another such.
-    private static func makePlace(forPeer isPeer: Bool, _ state: State) -> Bool {
-        let strangers = state.jobs.compactMap { job -> (incoming: Incoming, isPeer: Bool)? in
-            guard case .in(let incoming) = job.side, !job.isOver, incoming.vm == nil, !incoming.figures.isSurvey else { return nil }
-            return (incoming, job.hasPeerAddress)
-        }
-        if strangers.count < strangersMax { return true }
-        let order = strangers.filter { !$0.isPeer } + (isPeer ? strangers.filter(\.isPeer) : [])
-        // Those that were cut before may need a moment to end.
-        let excess = strangers.count - strangersMax + 1
-        guard strangers.count < 2 * strangersMax, order.count >= excess else { return false }
-        for (incoming, _) in order.prefix(excess) { incoming.cut() }
-        return true
-    }
-
-    static func incoming(_ state: State, where matches: (Incoming) -> Bool) -> Int {
-        state.jobs.count { job in
-            guard case .in(let incoming) = job.side, !job.isOver else { return false }
-            return matches(incoming)
-        }
-    }
-
     /// Without the thread the migration is none, and must not look like one.
-    private func start(_ name: String, _ side: Job.Side, _ body: @escaping @Sendable () -> Void) throws(Errno) {
+    func start(_ name: String, _ side: Job.Side, _ body: @escaping @Sendable () -> Void) throws(Errno) {
         do throws(Errno) {
             _ = try Thread(name: name, body)
         } catch {
@@ -467,7 +375,7 @@ final class Migrations: Sendable {
         }
     }
 
-    private func remove(_ side: Job.Side) {
+    func remove(_ side: Job.Side) {
         state.withLock { state in
             state.jobs.removeAll { job in
                 switch (job.side, side) {

@@ -15,7 +15,7 @@ import Testing
 
         /// `failing`: the words at which the command ends with status 7; `refusing`: orders that the daemon refuses.
         init(failing: [String] = [], refusing: Set<ControlRequest.Command> = [], killed: [String] = []) throws {
-            directory = "/tmp/memdevctl-hook-\(UInt64.random(in: 0 ... .max))"
+            directory = FileManager.default.temporaryDirectory.appendingPathComponent("memdevctl-hook-\(UUID())").path
             try FileManager.default.createDirectory(atPath: directory, withIntermediateDirectories: true)
             let log = directory + "/said"
             let box = Box()

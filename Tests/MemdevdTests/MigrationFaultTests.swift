@@ -193,6 +193,27 @@ extension FaultInjection {
 
         // MARK: Orders
 
+        @Test("Who waits for a last pass that takes long hears of it each second") func lastPassIsHeard() throws {
+            let scene = try Scene(try TwoHosts())
+            try scene.begin()
+            scene.guest.stop()
+            let destination = try #require(scene.hosts.b.server)
+            // Stopped, it does not answer. Not for so long that its keeper takes it for stuck.
+            _ = kill(destination, SIGSTOP)
+            let socket = try MessageSocket.connect(path: scene.hosts.a.controlSocket)
+            try socket.setTimeouts(receiveMilliseconds: 5_000, sendMilliseconds: 5_000)
+            try socket.send(try JSONLine.encode(ControlRequest(.migrateFinish, vm: "vm")))
+            var line: [UInt8] = []
+            var byte: UInt8 = 0
+            while line.last != 10, unsafe read(socket.descriptor.number, &byte, 1) == 1 { line.append(byte) }
+            _ = kill(destination, SIGCONT)
+            let reply = try JSONLine.decode(ControlReply.self, from: line)
+            #expect(reply.ok == nil && reply.progress != nil, "\(reply)")
+            #expect(eventually { scene.state == "ready" }, "\(scene.logs)")
+            #expect(try scene.order("--commit").status == 0, "\(scene.logs)")
+            try scene.isThere()
+        }
+
         @Test("A VM that goes on writing and is moved anew at once after an abort arrives with all of it") func anewAfterAbort() throws {
             let scene = try Scene(try TwoHosts())
             // A stream of it rests for up to a second: the end of the first migration comes long after the order.
