@@ -2,15 +2,22 @@
 /// Each has its own piece of the ring's registered memory. Used by the fault thread only.
 package struct PageInSlots {
     package struct Slot {
-        package var pages = PageRange(0, 0)
+        package var pages: PageRange
         /// When the fault that wants it was read; 0 for read-ahead.
-        package var arrived: Int64 = 0
-        package var isDemand = false
+        package var arrived: Int64
+        package var isDemand: Bool
         /// A second try after an error.
-        package var isRetry = false
+        package var isRetry: Bool
         /// Counts the reads.
         fileprivate(set) var number: UInt64 = 0
         fileprivate(set) var isTaken = false
+
+        package init(pages: PageRange = PageRange(0, 0), arrived: Int64 = 0, isDemand: Bool = false, isRetry: Bool = false) {
+            self.pages = pages
+            self.arrived = arrived
+            self.isDemand = isDemand
+            self.isRetry = isRetry
+        }
     }
 
     package static let demandCount = 64

@@ -209,6 +209,8 @@ import Testing
         for page in UInt64(1)..<3 { move.guest[page, 0] = page }
         let copier = try #require(PageCopier(move.source))
         #expect(eventually { copier.isQuiet(1) && copier.isQuiet(2) })
+        // What has been written is reported by then, and not again.
+        try copier.scan()
         move.source.table.dirtyLog.begin()
         #expect(move.source.pin(PageRange(1, 2)))
         #expect(!copier.isQuiet(1) && copier.isQuiet(2))
